@@ -1,0 +1,102 @@
+"""The rollout's data contracts: what a sampler answers, and the Chain that everything downstream reads.
+
+T = tokens of one chain, prompt included. Ids go in and come out as ids: text is never re-tokenised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias
+
+from rewards.types import Problem, Score
+from rollout.sampling import SamplingParams
+
+FinishReason: TypeAlias = Literal["stop", "length", "forced", "abort", "error"]
+"""stop: a stop id was sampled. length: the token cap. forced: a budget closed the thinking and the cap cut the
+answer's chance to go on. abort: interrupted by us. error: the sampler failed."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampler call's answer. N = tokens sampled, the stop id included (it is trained, also when pad == eos)."""
+
+    token_ids: list[int]  # [N], e.g. [17, 4, 2]
+    logprobs: list[float]  # [N], ln p of each sampled token at the request's temperature
+    finish_reason: FinishReason
+    version: int  # of the weights that made these tokens
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The only sample type: one prompt with everything sampled or inserted after it."""
+
+    id: str  # "step/problem id/k"
+    problem_id: str
+    token_ids: list[int]  # [T], prompt first
+    prompt_len: int
+    sampled: list[bool]  # [T], False for the prompt and whatever was inserted (forced close, "wait", tool output)
+    sampler_logprobs: list[float]  # [T], 0.0 where not sampled
+    versions: list[tuple[int, int]]  # (first token index, weight version), ascending
+    finish_reason: FinishReason
+    score: Score | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.token_ids), len(self.sampled), len(self.sampler_logprobs)}
+        if len(lengths) != 1 or not 0 <= self.prompt_len <= len(self.token_ids):
+            raise ValueError(
+                f"chain {self.id}: token_ids, sampled and sampler_logprobs differ in length "
+                f"({len(self.token_ids)}, {len(self.sampled)}, {len(self.sampler_logprobs)}) or prompt_len is off"
+            )
+
+    @property
+    def response_ids(self) -> list[int]:
+        """Everything after the prompt, [T - prompt_len]."""
+        return self.token_ids[self.prompt_len :]
+
+    @property
+    def sampled_count(self) -> int:
+        """Tokens that the policy chose, and that may be trained."""
+        return sum(self.sampled)
+
+    def token_versions(self) -> list[int]:
+        """The version of each token, [T]; -1 where nothing was sampled."""
+        out = [-1] * len(self.token_ids)
+        bounds = [start for start, _ in self.versions[1:]] + [len(self.token_ids)]
+        for (start, version), end in zip(self.versions, bounds, strict=True):
+            for t in range(start, end):
+                out[t] = version if self.sampled[t] else -1
+        return out
+
+    def with_score(self, score: Score) -> Chain:
+        """The same chain, scored."""
+        return replace(self, score=score)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All chains of one problem in one step: what a group baseline is taken over."""
+
+    problem: Problem
+    chains: list[Chain]  # [group_size]
+    step: int = 0
+
+
+class Sampler(Protocol):
+    """Whatever continues a list of ids: the vLLM client, transformers, or a fake. One contract test for all."""
+
+    version: int  # label of the weights now serving, -1 before the first push
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
+        """Sample one completion of `prompt_ids`.
+
+        Raises rewards.errors.BadInput where the prompt is empty or does not fit the context,
+        rollout.client.ServerDown where the sampler can't answer any more.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release sockets, threads and tasks."""
+        ...
+
+
