@@ -1,0 +1,218 @@
+"""The push: new weights from the learner to the sampler, and the proof that both sides agree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rewards.errors import BadInput, Fault
+from rollout.control import ServerControl
+
+Manifest = list[tuple[str, str, tuple[int, ...]]]
+
+# torch dtype name -> (safetensors name, bytes an element)
+DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+WRAPPERS = ("_checkpoint_wrapped_module.", "module.", "_orig_mod.")
+FILES = "ponder-*.safetensors*"
+
+
+class WeightSource(Protocol):
+    """The learner's weights under HF checkpoint names, one full tensor at a time."""
+
+    def manifest(self) -> Manifest:
+        """(HF name, dtype such as "float32", global shape) of each tensor, in the order of `tensors()`."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Gather and yield (HF name, full tensor); on several ranks a collective, in lockstep."""
+        ...
+
+
+class ModuleSource:
+    """A WeightSource over a plain nn.Module, sent in `dtype` (the one that is served).
+
+    A head that really shares its embedding's tensor appears once, as in `named_parameters()`; one that merely could be
+    tied is sent, else the server would keep its old one.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        self._module = module
+        self._dtype = dtype
+
+    def manifest(self) -> Manifest:
+        dtype = str(self._dtype).removeprefix("torch.")
+        return [(hf_name(name), dtype, tuple(p.shape)) for name, p in self._module.named_parameters()]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._module.named_parameters():
+            yield hf_name(name), parameter.detach().to(self._dtype)
+
+
+@dataclass(frozen=True)
+class PushStats:
+    """What a push cost."""
+
+    seconds: float
+    bytes: int
+
+
+class Pusher(Protocol):
+    """Brings a source's weights, labelled `version`, to whatever samples."""
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        """Return when the sampler serves these weights and nothing older."""
+        ...
+
+
+class LoadsWeights(Protocol):
+    """A sampler in this process."""
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over the tensors and set `version`."""
+        ...
+
+
+class LocalPush:
+    """Push to a sampler in this process, without a file."""
+
+    def __init__(self, sampler: LoadsWeights) -> None:
+        self._sampler = sampler
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        start = time.monotonic()
+        self._sampler.load(source.tensors(), version)
+        return PushStats(time.monotonic() - start, manifest_bytes(source.manifest()))
+
+
+class FilePush:
+    """Push through a safetensors file in `directory`, which the servers see too (their PONDER_SYNC_DIR).
+
+    push() raises BadInput where the directory lacks space, Fault where a server refuses or mislabels the weights,
+    ServerDown where one is dead. Whatever happens, the living servers are resumed and the file is removed.
+    """
+
+    def __init__(self, controls: Sequence[ServerControl], directory: Path) -> None:
+        self._controls = controls
+        self._directory = directory
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        start = time.monotonic()
+        remove_leftovers(self._directory)
+        size = manifest_bytes(source.manifest())
+        check_space(self._directory, size)
+        await self._each(lambda c: c.init_transfer({"directory": str(self._directory.resolve())}))
+        try:
+            await self._each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
+            with weights_file(self._directory, source, version) as path:
+                await self._each(lambda c: _update(c, path, version))
+        finally:
+            await self._each(lambda c: c.resume())
+        return PushStats(time.monotonic() - start, size)
+
+    async def _each(self, call: Callable[[ServerControl], Awaitable[None]]) -> None:
+        """Call every server at once, wait for all, then raise the first error."""
+        results = await asyncio.gather(*(call(control) for control in self._controls), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+
+async def _update(control: ServerControl, path: Path, version: int) -> None:
+    await control.start_update()
+    await control.update({"path": str(path.resolve())})
+    await control.finish_update(version)
+    label = await control.weight_version()
+    if label != version:
+        raise Fault(f"server {control.url} labels its weights {label} after a push of version {version}; restart it")
+
+
+def hf_name(name: str) -> str:
+    """A parameter's checkpoint name: what wrappers put before or between is stripped."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def manifest_bytes(manifest: Manifest) -> int:
+    """Bytes of all tensors."""
+    return sum(DTYPES[dtype][1] * math.prod(shape) for _, dtype, shape in manifest)
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """BadInput unless `directory` has `needed` bytes free."""
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        raise BadInput(f"sync.dir={directory} can't be used: {error.strerror}") from None
+    if free < needed:
+        raise BadInput(f"sync.dir={directory} has {free} bytes free, the weights need {needed}; choose another one")
+
+
+@contextlib.contextmanager
+def weights_file(directory: Path, source: WeightSource, version: int) -> Iterator[Path]:
+    """The weights as a safetensors file that exists, complete, as long as the block runs.
+
+    The lock that marks it as in use goes with its process, also by kill -9: see `remove_leftovers`.
+    """
+    path = directory / f"ponder-{os.getpid()}-v{version}.safetensors"
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            write_safetensors(file, source)
+            part.rename(path)
+            yield path
+    finally:
+        part.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
+    """Stream a source into a file: 8 bytes of header length, JSON header, then each tensor's bytes.
+
+    `safetensors.torch.save_file` wants all tensors at once, a second copy of the model; this holds one.
+    """
+    header: dict[str, object] = {}
+    end = 0
+    for name, dtype, shape in source.manifest():
+        begin, end = end, end + DTYPES[dtype][1] * math.prod(shape)
+        header[name] = {"dtype": DTYPES[dtype][0], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # aligns the data
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (name, dtype, shape), (got, tensor) in zip(source.manifest(), source.tensors(), strict=True):
+        if (got, str(tensor.dtype), tuple(tensor.shape)) != (name, f"torch.{dtype}", shape):
+            raise Fault(f"the weights' manifest says {name} {dtype} {shape}, the stream {got} {tensor.dtype}")
+        file.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    file.flush()
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove files of pushes whose process is gone: those that nobody holds the lock of."""
+    for path in directory.glob(FILES):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def parity(learner_logprobs: Tensor, sampler_logprobs: Tensor) -> tuple[float, float]:
+    """(mean |difference|, k3) of two [N] log-probabilities of the sampler's tokens.
+
+    k3 = mean(expm1(x) - x), x = learner - sampler, estimates KL(sampler || learner) without cancellation
+    (Schulman, "Approximating KL divergence").
+    """
+    difference = learner_logprobs.double() - sampler_logprobs.double()
+    return difference.abs().mean().item(), (torch.expm1(difference) - difference).mean().item()

@@ -1,0 +1,86 @@
+"""The control plane of a vLLM server: health, pause and resume, weight updates, the version label."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import httpx
+
+from rewards.errors import Fault
+from rollout.client import ServerDown
+
+PauseMode = Literal["abort", "wait", "keep"]
+
+
+class ServerControl:
+    """One server's control routes. Each call has `timeout` seconds.
+
+    Every method raises ServerDown where the server can't be reached, Fault (with the answer's body) where it refuses.
+    """
+
+    def __init__(
+        self, url: str, key: str, timeout: float = 120, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=timeout,
+            # Calls are seconds apart and never retried: a kept connection that the server is just closing would look
+            # like a dead server.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def health(self) -> None:
+        """Return when the server and its engine answer."""
+        await self._call("GET", "/health")
+
+    async def init_transfer(self, info: dict[str, Any]) -> None:
+        """Hand the back end its start information ({"directory": …} for `ponder_file`); may be repeated."""
+        await self._call("POST", "/init_weight_transfer_engine", json={"init_info": info})
+
+    async def pause(self, mode: PauseMode = "abort", clear_cache: bool = True) -> None:
+        """Stop scheduling. abort: requests under way return what they have. `clear_cache` drops the prefix cache."""
+        await self._call("POST", "/pause", params={"mode": mode, "clear_cache": clear_cache})
+
+    async def resume(self) -> None:
+        """Schedule again."""
+        await self._call("POST", "/resume")
+
+    async def start_update(self) -> None:
+        """Open a weight update."""
+        await self._call("POST", "/start_weight_update")
+
+    async def update(self, payload: dict[str, Any]) -> None:
+        """Load weights: {"path": …} for `ponder_file`."""
+        await self._call("POST", "/update_weights", json={"update_info": payload})
+
+    async def finish_update(self, version: int) -> None:
+        """Close the update and label the weights."""
+        await self._call("POST", "/finish_weight_update", json={"weight_version": str(version)})
+
+    async def weight_version(self) -> int:
+        """The label of the weights now serving; -1 when nothing has been pushed yet."""
+        label = str((await self._call("GET", "/weight_info")).json()["weight_version"])
+        return int(label) if label.isdecimal() else -1
+
+    async def reset_prefix_cache(self) -> None:
+        """Drop the prefix cache; Fault while running requests hold it."""
+        response = await self._call("POST", "/reset_prefix_cache")
+        if not response.json()["success"]:
+            raise Fault(f"server {self.url} kept its prefix cache: requests are running; pause it first")
+
+    async def aclose(self) -> None:
+        """Close the sockets."""
+        await self._http.aclose()
+
+    async def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            response = await self._http.request(method, path, **request)
+        except httpx.TransportError as error:
+            raise ServerDown(self.url, f"{method} {path}: {error or type(error).__name__}") from error
+        if not response.is_success:
+            raise Fault(f"server {self.url} answered {response.status_code} to {method} {path}: {response.text}")
+        return response
