@@ -1,0 +1,373 @@
+"""The configuration: strict, frozen, nested; YAML plus dotted overrides. Every field is read somewhere.
+
+A wrong key or value is refused at parse time with one line that names it and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rewards.errors import BadInput
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and silent conversions are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where the run is kept."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Directory name of the run below `run.dir`."""
+    dir: str = "runs"
+    """Directory that holds runs."""
+
+
+class ObjectiveConfig(Section):
+    """What is optimised. Null = the value of the preset named by `algorithm`."""
+
+    loss: Literal["clip"] | None = None
+    """Policy loss: `clip` (token ratio, PPO clip with separate bounds)."""
+    advantage: Literal["group_norm"] | None = None
+    """Advantage estimator: `group_norm` ((reward - group mean) / (group std + 1e-4))."""
+    aggregation: Literal["sequence_mean", "token_mean"] | None = None
+    """How token losses become one number: mean over sequences of token means, or mean over all tokens."""
+    clip_low: float | None = Field(None, gt=0, lt=1)
+    """Ratio clip below 1 (1 - clip_low)."""
+    clip_high: float | None = Field(None, gt=0)
+    """Ratio clip above 1 (1 + clip_high)."""
+    kl_weight: float | None = Field(None, ge=0)
+    """Weight of the k3 KL to the reference in the loss; at 0 no reference is loaded."""
+    kl_place: Literal["loss"] | None = None
+    """Where the KL to the reference acts: as a term of the `loss`."""
+    correction: Literal["none", "token"] | None = None
+    """Weight for the sampler/learner mismatch: `token` multiplies by min(old/sampler, 2), detached."""
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str
+    """Model directory (config, tokenizer, safetensors). Without weights the policy is random from `seed`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute and serving dtype. On a CPU always float32 (bf16 can be 300 times slower)."""
+    think: bool = True
+    """Whether chains think before they answer: tags come from the tokenizer, else `<think>`, `</think>`."""
+    system_prompt: str | None = None
+    """System message put before every chat prompt; null = none."""
+
+
+class RolloutConfig(Section):
+    """What a step samples. `problems` x `group_size` = chains a step."""
+
+    servers: list[str] = Field(default_factory=list)
+    """URLs of vLLM servers that run elsewhere (key in PONDER_API_KEY); empty = start one here."""
+    problems: int = Field(32, ge=1)
+    """Problems a step."""
+    group_size: int = Field(8, ge=1)
+    """Chains a problem."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the learner divides its logits by the same number."""
+    max_tokens: int = Field(512, ge=1)
+    """Tokens a chain may have after the prompt, thinking and answer together."""
+    top_p: float = 1.0
+    """Exists to be refused: training needs the full distribution (1.0)."""
+    top_k: int = 0
+    """Exists to be refused: training needs the full distribution (0)."""
+    min_p: float = 0.0
+    """Exists to be refused: training needs the full distribution (0.0)."""
+    presence_penalty: float = 0.0
+    """Exists to be refused (0.0)."""
+    frequency_penalty: float = 0.0
+    """Exists to be refused (0.0)."""
+    repetition_penalty: float = 1.0
+    """Exists to be refused (1.0)."""
+    request_timeout: float = Field(600.0, gt=0)
+    """Deadline of one sampling request, seconds."""
+
+    @model_validator(mode="after")
+    def _full_distribution(self) -> RolloutConfig:
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+                   "repetition_penalty": 1.0}  # fmt: skip
+        for name, value in neutral.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"rollout.{name}={getattr(self, name)} would sample from another distribution than the learner "
+                    f"trains; leave it at {value} and use rollout.temperature"
+                )
+        return self
+
+
+class ServerConfig(Section):
+    """The vLLM server that Ponder starts."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port on 127.0.0.1; null = a free one."""
+    kv_cache_gb: float = Field(1.0, gt=0)
+    """Memory for the KV cache on a CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of the GPU's memory that the server may take."""
+    eager: bool = True
+    """Skip torch.compile: starts a minute sooner, a little slower on large models."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of the server on a CPU; null = all cores."""
+    start_timeout: float = Field(600.0, gt=0)
+    """Seconds the server may take to become healthy."""
+    max_restarts: int = Field(3, ge=0)
+    """Times a dead server is started again before the run stops (exit 3)."""
+
+
+class TrainConfig(Section):
+    """The learner."""
+
+    steps: int = Field(100, ge=1)
+    """Steps of the run; a step is one batch of rollouts."""
+    learning_rate: float = Field(1e-5, ge=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """Decay of the learning rate after the warm-up, down to zero at the last optimizer step."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    epochs: int = Field(1, ge=1)
+    """Passes over a step's chains."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps a pass; the chains are divided by groups, nothing has to divide anything."""
+    tokens_per_microbatch: int = Field(16384, ge=1)
+    """Tokens in one forward pass: memory only, it never changes the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of the learner on a CPU; null = all cores."""
+
+
+class RewardsConfig(Section):
+    """The worker pool that scores chains."""
+
+    workers: int = Field(2, ge=1)
+    """Worker processes."""
+    time_limit: float = Field(1.0, gt=0)
+    """Seconds an item may take before its worker is killed."""
+    memory_gb: float = Field(1.0, gt=0)
+    """Address space a worker may add to what the loaded reward takes, GiB."""
+    max_error_share: float = Field(0.05, ge=0, le=1)
+    """Share of a step's chains with status `error` above which the run stops (exit 3)."""
+
+
+class BudgetConfig(Section):
+    """Thinking budgets in training."""
+
+    think: int | None = Field(None, ge=0)
+    """Sampled thinking tokens before the close is forced; null = no cap but rollout.max_tokens."""
+    answer: int = Field(64, ge=1)
+    """Tokens for the answer after a forced close."""
+
+
+class PipelineConfig(Section):
+    """How rollout and learner interleave."""
+
+    max_staleness: int = Field(0, ge=0, le=0)
+    """Capacity of the queue between them; 0 = synchronous, the only mode so far."""
+
+
+class EvalConfig(Section):
+    """Evaluation during the run, on the same server."""
+
+    every: int = Field(0, ge=0)
+    """Steps between evaluations on val; 0 = none. Base and final are evaluated on test when this is above 0."""
+    problems: int = Field(64, ge=1)
+    """Problems an evaluation."""
+    samples: int = Field(1, ge=1)
+    """Samples a problem."""
+    budgets: list[int] = Field(default_factory=list)
+    """Thinking caps to evaluate the base and the final policy at; empty = no cap."""
+
+
+class SyncConfig(Section):
+    """How new weights reach the server."""
+
+    backend: Literal["file"] = "file"
+    """`file`: a safetensors file in a directory that both sides see."""
+    dir: str = "/dev/shm"
+    """Directory of that file; needs the weights' size in free space."""
+    bound: float | None = Field(None, gt=0)
+    """Bound of `mismatch_kl/fresh`: warns above it, stops above 10 times it. Null = by dtype (1e-6, bf16 1e-3)."""
+
+
+class Config(Section):
+    """A training run."""
+
+    run: RunConfig = RunConfig()
+    seed: int = Field(0, ge=0)
+    """Seed of the run: weights that are not loaded, problems, sampling."""
+    algorithm: Literal["grpo"] = "grpo"
+    """Preset of the objective."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    model: ModelConfig
+    task: str | list[dict[str, Any]]
+    """Task string (`NAME`, `NAME?numbers=3`, `path.jsonl`) or a mixture [{task, weight}, …]."""
+    reward: str | dict[str, Any] | None = None
+    """Reward: null = the task's own, `name`, `module:function`, `path.py:function`, {use: …, args: {…}}."""
+    sampler: Literal["vllm", "transformers"] = "vllm"
+    """What generates chains."""
+    rollout: RolloutConfig = RolloutConfig()
+    server: ServerConfig = ServerConfig()
+    train: TrainConfig = TrainConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    budget: BudgetConfig = BudgetConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    eval: EvalConfig = EvalConfig()
+    sync: SyncConfig = SyncConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.rollout.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size={self.rollout.group_size}: algorithm {self.algorithm} compares the chains of a "
+                "group; use 2 or more"
+            )
+        if self.budget.think is not None and self.budget.answer >= self.rollout.max_tokens:
+            raise ValueError(
+                f"budget.answer={self.budget.answer} leaves no room to think in rollout.max_tokens="
+                f"{self.rollout.max_tokens}; lower it or raise rollout.max_tokens"
+            )
+        if self.train.minibatches > self.rollout.problems:
+            raise ValueError(
+                f"train.minibatches={self.train.minibatches} is more than rollout.problems={self.rollout.problems}; "
+                "a minibatch holds at least one group"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of this run."""
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def mismatch_bound(self) -> float:
+        """Bound of mismatch_kl/fresh in nats (k3): given, else by dtype."""
+        return self.sync.bound or {"float32": 1e-6, "bfloat16": 1e-3}[self.model.dtype]
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and apply `key.sub=value` overrides.
+
+    Raises BadInput with one line for a missing or broken file, an unknown key or a wrong value.
+    """
+    data = read_yaml(Path(path))
+    for item in overrides:
+        _override(data, item)
+    return parse_config(data, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-5 as a number: YAML 1.1 asks for a dot and would give a string."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def override_config(config: Config, overrides: list[str]) -> Config:
+    """`config` with `key.sub=value` overrides on top, checked again."""
+    data = config.model_dump()
+    for item in overrides:
+        _override(data, item)
+    return parse_config(data, "override")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, or BadInput."""
+    try:
+        data = _load_yaml(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path} must hold a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def parse_config(data: dict[str, Any], source: str = "config") -> Config:
+    """A Config from plain data, or BadInput with the first problem in one line."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(f"{source}: {_explain(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML: `--print-config` and runs/NAME/config.yaml."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, sign, text = item.partition("=")
+    if not sign or not key:
+        raise BadInput(f"override {item!r} is not of the form key.sub=value")
+    try:
+        value = _load_yaml(text)
+    except yaml.YAMLError:
+        raise BadInput(f"override {item!r}: the value is not YAML; quote it") from None
+    *path, last = key.split(".")
+    for name in path:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise BadInput(f"override {item!r}: {name} holds a value, not a section")
+    data[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        hint = nearest_key(where)
+        return f"unknown key {where!r}" + (f"; did you mean {hint!r}?" if hint else "; see `ponder config docs`")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    if first["type"] == "missing":
+        return f"{where} is required"
+    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def nearest_key(wrong: str) -> str | None:
+    """The known dotted key (or section) closest to a misspelt one; a right name in a wrong section comes first."""
+    known = [name for name, _ in walk_fields(Config)]
+    leaf = wrong.rsplit(".", 1)[-1]
+    moved = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
+    return next(iter(moved or difflib.get_close_matches(wrong, [*known, *Config.model_fields], n=1)), None)
+
+
+def walk_fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every leaf field as (dotted key, pydantic FieldInfo), in the order they are written."""
+    out: list[tuple[str, Any]] = []
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            out += walk_fields(kind, f"{prefix}{name}.")
+        else:
+            out.append((prefix + name, info))
+    return out

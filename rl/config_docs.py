@@ -1,0 +1,57 @@
+"""docs/configuration.md, written from the configuration's own fields so that it can't drift."""
+
+from __future__ import annotations
+
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from rl.config import Config, walk_fields
+
+HEADER = """# Configuration
+
+Written by `ponder config docs`; do not edit. Keys are given in YAML (nested) or on the command line
+(`key.sub=value`); an unknown key is an error that names the nearest known one.
+`ponder config show CONFIG` prints the resolved configuration, `ponder train CONFIG --print-config` too.
+"""
+
+
+def configuration_markdown() -> str:
+    """One table a section, in the order of rl/config.py."""
+    sections: dict[str, list[str]] = {}
+    for key, info in walk_fields(Config):
+        name = key.rsplit(".", 1)[0] if "." in key else "top level"
+        text = (info.description or "").replace("|", "\\|").replace("\n", " ")
+        row = f"| `{key}` | {_type_name(info.annotation)} | {_default(info)} | {text} |"
+        sections.setdefault(name, []).append(row)
+    parts = [HEADER]
+    for name, rows in sections.items():
+        title = f"## {name}\n\n{_section_doc(name)}\n\n" if name != "top level" else "## top level\n\n"
+        parts.append(title + "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _section_doc(name: str) -> str:
+    kind = Config.model_fields[name].annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, BaseModel)
+    return " ".join((kind.__doc__ or "").split())
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_type_name(arg) for arg in get_args(annotation))
+    return annotation.__name__ if get_origin(annotation) is None else str(annotation).replace("typing.", "")
+
+
+def _default(info: Any) -> str:
+    value = info.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    return "null" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"

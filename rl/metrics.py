@@ -1,0 +1,97 @@
+"""metrics.jsonl: one line a step, appended as it happens; a resume keeps the surviving lines byte for byte."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rewards.types import STATUSES
+from rollout.types import Group
+
+Row = dict[str, Any]
+
+TOTALS = ("tokens/generated", "tokens/trained", "flops/train", "flops/rollout", "time/step")
+"""Per-step metrics that also get a running sum under total/."""
+
+
+class MetricsLog:
+    """Appends rows and keeps the running totals."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.totals = dict.fromkeys(TOTALS, 0.0)
+        for row in read_metrics(path):
+            self._add(row)
+
+    def append(self, row: Row) -> Row:
+        """Write one step's row with its totals, on disk before this returns; returns what was written."""
+        self._add(row)
+        full = {k: _finite(v) for k, v in row.items()} | {f"total/{k}": v for k, v in self.totals.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(full, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return full
+
+    def _add(self, row: Row) -> None:
+        for name in TOTALS:
+            self.totals[name] += row.get(name) or 0.0
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """All whole rows of a metrics file, [] where there is none; a line cut by a crash is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+
+
+def truncate_metrics(path: Path, last_step: int) -> None:
+    """Drop rows past `last_step` and a cut tail; the rest stays byte for byte."""
+    if not path.exists():
+        return
+    keep = 0
+    for line in _whole_lines(path.read_bytes()):
+        if json.loads(line)["step"] > last_step:
+            break
+        keep += len(line)
+    os.truncate(path, keep)
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def rollout_metrics(groups: Iterable[Group]) -> Row:
+    """What a step's chains say: reward, accuracy, status counts, lengths."""
+    chains = [chain for group in groups for chain in group.chains]
+    scores = [chain.score for chain in chains if chain.score is not None]
+    values = [score.value for score in scores if score.value is not None]
+    sampled = [chain.sampled_count for chain in chains]
+    row: Row = {
+        "reward/mean": _mean(values),
+        "accuracy/pass@1": _mean([float(score.correct) for score in scores if score.counts]),
+        "tokens/generated": sum(sampled),
+        "tokens/mean": _mean(sampled),
+        "tokens/max": max(sampled, default=0),
+        "chains/forced": sum(chain.finish_reason == "forced" for chain in chains),
+    }
+    row |= {f"samples/{status}": sum(score.status == status for score in scores) for status in STATUSES}
+    return row | _part_means([score.parts for score in scores])
+
+
+def _part_means(parts: list[dict[str, float]]) -> Row:
+    names = sorted({name for part in parts for name in part})
+    return {f"reward/{name}": _mean([part[name] for part in parts if name in part]) for name in names}
+
+
+def _mean(values: list[float] | list[int]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become null: JSON has neither, and a reader should see that there is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,109 @@
+"""A run directory: its files, its lock, and what may be started in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rewards.errors import BadInput
+from rl.config import Config, dump_config, parse_config, read_yaml
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths below runs/NAME/."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Every chain; one zstd frame a step."""
+        return self.path / "samples.jsonl.zst"
+
+    @property
+    def checkpoints(self) -> Path:
+        """step-N/ directories."""
+        return self.path / "checkpoints"
+
+    @property
+    def eval(self) -> Path:
+        """Evaluation cells."""
+        return self.path / "eval"
+
+    @property
+    def summary(self) -> Path:
+        """Headline figures of a finished run."""
+        return self.path / "summary.json"
+
+    @property
+    def server(self) -> Path:
+        """[{url, pid, log}] of the servers that this run started."""
+        return self.path / "server.json"
+
+    def lock(self) -> FileLock:
+        """Take the run's lock, which the kernel drops when the process dies; BadInput where another run holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BadInput(f"{self.path} is in use by another run; stop it or choose another run.name") from None
+        return lock
+
+    def create(self, config: Config, overwrite: bool) -> None:
+        """Start a new run here: refuse one that holds metrics unless it may be overwritten."""
+        if self.metrics.exists():
+            if not overwrite:
+                raise BadInput(
+                    f"{self.path} already holds a run; go on with `ponder train --resume {self.path}`, "
+                    "start anew with --overwrite, or set run.name"
+                )
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config, dump_config(config))
+
+    def _clear(self) -> None:
+        for child in self.path.iterdir():
+            if child.name == "lock":
+                continue
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+
+def open_run(path: Path) -> tuple[RunDir, Config]:
+    """The run at `path` and the configuration it was started with, or BadInput."""
+    run = RunDir(path)
+    if not run.config.is_file():
+        raise BadInput(f"{path} is not a run directory (no config.yaml in it)")
+    return run, parse_config(read_yaml(run.config), str(run.config))
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`data` as indented JSON, atomically; NaN is refused since JSON has none."""
+    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
