@@ -1,0 +1,107 @@
+"""From a specification to vLLM's command line: pure, so that golden files can pin it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rollout.server.hardware import Hardware
+
+SERVED_NAME = "policy"
+"""The model's name in requests."""
+
+# What a server may see of its launcher's environment. A list of what is allowed, since every launcher has variables of
+# its own: RANK, MASTER_ADDR or TORCHELASTIC_* make vLLM join the trainer's process group, OMP_NUM_THREADS=1
+# (accelerate's default) would cost it all threads but one.
+_PASSED = frozenset(
+    [
+        *["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"],
+        *["LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX"],
+        *["CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER", "CUDNN_PATH"],
+        *["NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"],
+        *["HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VLLM_CACHE_ROOT", "VLLM_LOGGING_LEVEL"],
+    ]
+)
+_PASSED_PREFIXES = ("LC_", "NCCL_")  # NCCL settings must be the same on both sides of a weight push
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """One vLLM server on this machine."""
+
+    model: str  # a model directory
+    dtype: str  # float32 | bfloat16
+    max_model_len: int  # tokens, prompt and completion together
+    seed: int
+    port: int
+    sync_dir: str | None  # where pushed weights are read from; None = weights never change
+    load_format: Literal["auto", "dummy"]  # dummy = the weights come with the first push
+    kv_cache_gb: float  # GiB, on a CPU
+    gpu_memory_utilization: float  # share of the GPU's memory
+    eager: bool  # no torch.compile
+    threads: int | None  # on a CPU; None = all cores
+    max_num_seqs: int = 256  # sequences decoded together
+
+
+def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
+    """The interpreter's arguments and the variables to add to the environment.
+
+    Raw logprobs would ignore the temperature; a model's generation_config.json would set sampling fields behind the
+    client's back; without --enable-scale-out the route that takes and gives token ids answers 403.
+    """
+    argv = ["-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--host", "127.0.0.1", "--port", str(spec.port)]
+    argv += ["--model", spec.model, "--served-model-name", SERVED_NAME, "--load-format", spec.load_format]
+    argv += [
+        "--dtype",
+        spec.dtype,
+        "--max-model-len",
+        str(spec.max_model_len),
+        "--max-num-seqs",
+        str(spec.max_num_seqs),
+    ]
+    argv += ["--seed", str(spec.seed), "--generation-config", "vllm"]
+    argv += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "20"]
+    argv += ["--enable-scale-out", "--enable-prefix-caching"]
+    argv += ["--middleware", "rollout.server.middleware.RequireKey"]
+    argv += [
+        "--no-enable-log-requests",
+        "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+        "--disable-fastapi-docs",
+    ]
+    if spec.eager:
+        argv += ["--enforce-eager"]
+    if spec.sync_dir is not None:
+        argv += ["--weight-transfer-config", json.dumps({"backend": "ponder_file"})]
+    if hardware.gpus:
+        return [*argv, "--gpu-memory-utilization", str(spec.gpu_memory_utilization)], _common_env(spec)
+    # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
+    argv += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
+    return argv, _common_env(spec) | _cpu_env(spec, hardware)
+
+
+def server_env(base_env: Mapping[str, str], additions: Mapping[str, str]) -> dict[str, str]:
+    """The server's whole environment: what `_PASSED` lets through of the launcher's, and the additions."""
+    passed = {k: v for k, v in base_env.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
+    return passed | dict(additions)
+
+
+def _common_env(spec: ServerSpec) -> dict[str, str]:
+    env = {
+        "VLLM_SERVER_DEV_MODE": "1",  # the weight routes; the key guards them
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",  # the model is a directory: nothing is to be fetched
+        "VLLM_PLUGINS": "ponder_weights",  # nobody else's plugin loads into the policy's server
+        "PYTHONSAFEPATH": "1",  # a user's rewards.py in the working directory must not shadow ours
+        "PYTHONUNBUFFERED": "1",  # the log's last lines explain a crash
+    }
+    return env if spec.sync_dir is None else env | {"PONDER_SYNC_DIR": spec.sync_dir}
+
+
+def _cpu_env(spec: ServerSpec, hardware: Hardware) -> dict[str, str]:
+    # Bound threads would leave one core to the API server: slower for small models, and unfair to the learner.
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads or hardware.cores)}

@@ -1,0 +1,194 @@
+"""Start a vLLM server below a supervisor, wait until it answers, watch it, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+
+from rewards.errors import BadInput, Fault
+from rollout.server.argv import ServerSpec, server_argv, server_env
+from rollout.server.hardware import Hardware
+from rollout.server.middleware import KEY_VARIABLE
+
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
+STOP_TIMEOUT = 8.0  # seconds; the supervisor itself needs 5 at most
+POLL_EVERY = 0.1  # seconds
+_EXCEPTION = re.compile(r"\b[A-Za-z.]*(?:Error|Exception): .+")
+
+
+class ServerProcess:
+    """One vLLM server of ours. It dies with this process, even by kill -9, and takes its engine with it."""
+
+    def __init__(self, supervisor: subprocess.Popen[bytes], url: str, log: Path, owned: Sequence[Path]) -> None:
+        """Wrap a running supervisor; blocks until it has told the server's pid (some 50 ms)."""
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        self._supervisor, self._pipe, self._out = supervisor, supervisor.stdin, supervisor.stdout
+        self._owned = owned
+        self.url = url
+        self.log = log
+        first_line = self._out.readline()
+        if not first_line:
+            raise Fault(f"the server's supervisor did not start; see {log}")
+        self.pid = int(first_line)  # of the process that listens
+
+    @classmethod
+    async def start(
+        cls,
+        spec: ServerSpec,
+        *,
+        log: Path,
+        key: str,
+        hardware: Hardware,
+        owned_dirs: Sequence[Path] = (),
+        timeout: float = 600.0,
+        on_wait: Callable[[float, str], None] | None = None,
+        argv: Sequence[str] | None = None,
+    ) -> ServerProcess:
+        """Start a server and wait for its /health.
+
+        `owned_dirs` are made here and removed when the server is stopped or this process dies. `on_wait` gets the
+        seconds waited and the log's last line. `argv` replaces vLLM's command line (tests).
+        Raises BadInput where vLLM is missing or the port taken, Fault where the server dies or isn't up in `timeout` s.
+        """
+        _check_startable(spec.port, needs_vllm=argv is None)
+        arguments, additions = server_argv(spec, hardware)
+        scratch = Path(tempfile.mkdtemp(prefix="ponder-"))  # vLLM leaves sockets in its TMPDIR when it is killed
+        # Compiled kernels are worth keeping, so torch's cache stays where it would be without our TMPDIR.
+        inductor = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
+        additions |= {KEY_VARIABLE: key, "TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(inductor)}
+        command = list(argv) if argv is not None else [sys.executable, *arguments]
+        owned = [*owned_dirs, scratch]
+        url = f"http://127.0.0.1:{spec.port}"
+        server = await asyncio.to_thread(_launch, command, server_env(os.environ, additions), log, owned, url)
+        try:
+            await server._wait_healthy(timeout, on_wait)
+        except BaseException:
+            await server.stop()
+            raise
+        return server
+
+    def alive(self) -> bool:
+        """Whether the listening process and its supervisor both run."""
+        # Nothing more comes from the supervisor until the server is dead.
+        return not self._out.closed and not _readable(self._out.fileno())
+
+    def tail(self, n: int) -> list[str]:
+        """The last `n` lines of the log."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1_000 * n))
+            return file.read().decode(errors="replace").splitlines()[-n:]
+
+    async def stop(self) -> None:
+        """End the server and everything below it; returns within 10 s whatever they do. May be called again."""
+        self._pipe.close()
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while self._supervisor.poll() is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        if self._supervisor.poll() != 0:  # it hung or was killed; the family is (mostly) the group that it led
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._supervisor.pid, signal.SIGKILL)
+            await asyncio.to_thread(self._supervisor.wait)
+            for path in self._owned:
+                shutil.rmtree(path, ignore_errors=True)
+        self._out.close()
+
+    async def _wait_healthy(self, timeout: float, on_wait: Callable[[float, str], None] | None) -> None:
+        begin = time.monotonic()
+        async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:  # no proxy on the way to loopback
+            while (waited := time.monotonic() - begin) < timeout:
+                if not self.alive():
+                    raise Fault(f"the vLLM server died while starting{self._explanation()}")
+                if await _healthy(client, self.url):
+                    return
+                if on_wait is not None:
+                    on_wait(waited, "".join(self.tail(1)))
+                await asyncio.sleep(POLL_EVERY)
+        raise Fault(f"the vLLM server was not up after {timeout:.0f} s (server.start_timeout){self._explanation()}")
+
+    def _explanation(self) -> str:
+        """The likely cause, the log's path and its last lines, to be put behind a message."""
+        lines = self.tail(200)
+        # vLLM ends with "see root cause above": the first exception is the one that tells.
+        errors = [line for line in lines if _EXCEPTION.search(line) and "root cause" not in line]
+        cause = f": {_EXCEPTION.search(errors[0])[0]}" if errors else ""  # type: ignore[index]
+        return "\n  ".join([f"{cause}; log {self.log} ends with:", *lines[-15:]])
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that is free now; nothing holds it until the server does."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def write_server_json(path: Path, servers: Sequence[ServerProcess]) -> None:
+    """Write [{url, pid, log}], pid = the process that listens."""
+    rows = [{"url": server.url, "pid": server.pid, "log": str(server.log)} for server in servers]
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(json.dumps(rows, indent=2) + "\n")
+    fresh.replace(path)
+
+
+def _launch(command: Sequence[str], env: dict[str, str], log: Path, owned: Sequence[Path], url: str) -> ServerProcess:
+    """Start the supervisor, which starts `command`."""
+    for path in (log.parent, *owned):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    flags = [f"--owned={path.resolve()}" for path in owned]
+    with log.open("ab") as log_file:
+        # Isolated and without site: it must start fast and see no module of the user's.
+        supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(SUPERVISOR), *flags, "--", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env=env,
+            bufsize=0,
+            start_new_session=True,
+        )
+    return ServerProcess(supervisor, url, log, owned)
+
+
+async def _healthy(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(f"{url}/health")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _check_startable(port: int, needs_vllm: bool) -> None:
+    if sys.platform != "linux":
+        raise BadInput(f"a vLLM server can be started on Linux only, not on {sys.platform}: set sampler=transformers")
+    if needs_vllm and importlib.util.find_spec("vllm") is None:
+        raise BadInput("vLLM is not installed: run `make setup`, or set sampler=transformers")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = (
+                f"port {port} on 127.0.0.1 can't be used ({error.strerror}): leave server.port null for a free one"
+            )
+            raise BadInput(message) from error
+
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

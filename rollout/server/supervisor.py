@@ -1,0 +1,172 @@
+"""The process between the trainer and the server: whatever dies first, and however, nothing is left behind.
+
+kill -9 runs no handler, and vLLM's engine outlives its API server. So this small process (standard library only, run as
+a file) leads a session of its own, adopts every orphan below it, and watches the trainer's end of a pipe, the trainer
+itself and the server. When the server dies it ends the server's family; when the trainer is gone or closes the pipe it
+also removes the directories it was given, and exits.
+
+On stdout: the server's pid, then `exit STATUS` when the server is dead. Terminal signals do not reach it: at Ctrl-C the
+trainer saves first and then closes the pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+SHM = "/dev/shm"
+TERM_GRACE = 2.5  # seconds between SIGTERM and SIGKILL
+KILL_GRACE = 1.0  # seconds for the killed to be gone, and again for multiprocessing's tracker to unlink what they left
+SCAN_EVERY = 10.0  # seconds between looks at the family's shared memory
+
+
+def main() -> int:
+    """Start the server, watch, clean up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--owned", action="append", default=[], help="directory to remove at the end")
+    parser.add_argument("argv", nargs=argparse.REMAINDER, help="-- and the server's command line")
+    args = parser.parse_args()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    # The pipe alone would not do: a process that the trainer forked may hold its other end open.
+    trainer_gone = [sys.stdin.fileno(), os.pidfd_open(os.getppid()), _terminated()]
+    family = Family(args.argv[1:])
+    _tell(str(family.server.pid))
+    _watch(family, trainer_gone)
+    for path in args.owned:
+        shutil.rmtree(path, ignore_errors=True)
+    return 0
+
+
+def _watch(family: Family, trainer_gone: list[int]) -> None:
+    """Return when the trainer is gone and the family too; end the family as soon as the server is dead."""
+    server_fd = os.pidfd_open(family.server.pid)
+    while not (ready := _ready([*trainer_gone, server_fd], SCAN_EVERY)):
+        family.look()
+    if ready == {server_fd}:
+        _tell(f"exit {family.server.wait()}")
+    family.end()
+    _ready(trainer_gone, None)
+
+
+class Family:
+    """The server and everything it started, also what left its session: orphans are adopted, so they stay below us."""
+
+    def __init__(self, argv: list[str]) -> None:
+        # Output goes to our stderr, the log: the server must hold neither of the trainer's pipes. Should somebody
+        # kill -9 us, the kernel sends the server a SIGTERM.
+        self.server = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=2, preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        )
+        self._segments: set[int] = set()  # inodes in /dev/shm that the family has mapped
+
+    def look(self) -> None:
+        """Note the shared memory in use. By inode: a semaphore is mapped under a name that it lost at birth."""
+        for pid in descendants():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+                self._segments.update(int(line.split()[4]) for line in maps if f" {SHM}/" in line)
+
+    def end(self) -> None:
+        """SIGTERM, a few seconds, SIGKILL; then remove the shared memory that nobody was left to unlink."""
+        self.look()
+        _signal_all(descendants(), signal.SIGTERM)
+        if not _all_gone(TERM_GRACE):
+            # The tracker goes last: it unlinks its processes' segments when the last of them is dead.
+            _kill_until_gone(lambda: [p for p in descendants() if not _is_tracker(p)])
+            _all_gone(KILL_GRACE)
+            _kill_until_gone(descendants)
+        self._unlink_segments()
+
+    def _unlink_segments(self) -> None:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(SHM):
+                if entry.inode() in self._segments and entry.name.startswith(("psm_", "sem.", "torch_")):
+                    os.unlink(entry.path)
+
+
+def descendants() -> list[int]:
+    """Pids of every living process below this one, from /proc."""
+    children: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{name}/stat") as stat:
+            state, parent = stat.read().rpartition(")")[2].split()[:2]  # the command's name may hold blanks and ")"
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(name))
+    found, todo = [], [os.getpid()]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def _all_gone(seconds: float) -> bool:
+    """Reap for up to `seconds`; whether no child is left, and with us as the subreaper no descendant either."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.02)
+        except ChildProcessError:
+            return True
+    return False
+
+
+def _kill_until_gone(pids: Callable[[], list[int]]) -> None:
+    """SIGKILL what `pids()` lists until it lists nothing: a process may fork while we walk."""
+    deadline = time.monotonic() + KILL_GRACE
+    while (living := pids()) and time.monotonic() < deadline:
+        _signal_all(living, signal.SIGKILL)
+        _all_gone(0.05)
+
+
+def _signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _is_tracker(pid: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+        return b"multiprocessing.resource_tracker" in cmdline.read()
+    return False
+
+
+def _ready(fds: list[int], seconds: float | None) -> set[int]:
+    """Those of `fds` that became readable or hung up within `seconds` (None = for ever)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+
+
+def _terminated() -> int:
+    """A descriptor that becomes readable at SIGTERM. What a terminal sends is let pass without effect."""
+    read_fd, write_fd = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(write_fd, b"x") and None)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the server would inherit
+    return read_fd
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # the trainer may be gone
+        os.write(1, f"{line}\n".encode())
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
