@@ -21,6 +21,13 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether temperature alone shapes the distribution: what training asks for."""
+        truncation = (self.top_p, self.top_k, self.min_p)
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        return truncation == (1, 0, 0) and penalties == (0, 0, 1)
+
 
 def request_seed(run_seed: int, step: int, problem: str, k: int, segment: int = 0) -> int:
     """The seed of one request, in [0, 2**31): a stable hash, so that there is no sampling RNG to save."""

@@ -13,8 +13,8 @@ from rewards.types import Problem, Score
 from rollout.sampling import SamplingParams
 
 FinishReason: TypeAlias = Literal["stop", "length", "forced", "abort", "error"]
-"""stop: a stop id was sampled. length: the token cap. forced: a budget closed the thinking and the cap cut the
-answer's chance to go on. abort: interrupted by us. error: the sampler failed."""
+"""stop: a stop id was sampled. length: a token cap cut the chain. forced: a budget closed the thinking and a stop id
+ended the answer after it (cut there too, it is `length`). abort: interrupted by us. error: the sampler failed."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Chain:
         """Tokens that the policy chose, and that may be trained."""
         return sum(self.sampled)
 
+    @property
+    def inserted_count(self) -> int:
+        """Tokens after the prompt that the policy did not choose; above 0 where a budget closed the thinking."""
+        return len(self.token_ids) - self.prompt_len - self.sampled_count
+
     def token_versions(self) -> list[int]:
         """The version of each token, [T]; -1 where nothing was sampled."""
         out = [-1] * len(self.token_ids)
@@ -98,5 +103,3 @@ class Sampler(Protocol):
     async def aclose(self) -> None:
         """Release sockets, threads and tasks."""
         ...
-
-

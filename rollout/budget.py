@@ -1,0 +1,89 @@
+"""Thinking budgets: a cap on sampled thinking tokens, the forced close, and many caps cut from one long chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rewards.errors import BadInput
+from rollout.chain import bare_chain, continue_chain, cut, start_chain
+from rollout.prompt import Template
+from rollout.sampling import SamplingParams
+from rollout.types import Chain, Sampler
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sampled thinking tokens before the close is forced (None = no cap), and tokens for the answer behind it."""
+
+    think: int | None
+    answer: int
+
+    def cap(self, max_tokens: int) -> int | None:
+        """Thinking tokens within `max_tokens` for the whole chain: the answer always keeps its room."""
+        if self.think is None:
+            return None
+        if self.answer >= max_tokens:
+            raise BadInput(f"budget.answer={self.answer} leaves no room to think in {max_tokens} tokens; lower it")
+        return min(self.think, max_tokens - self.answer)
+
+
+async def sample_with_budget(
+    sampler: Sampler,
+    template: Template,
+    chain_id: str,
+    problem_id: str,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    budget: Budget | None,
+    seeds: Callable[[int], int],
+) -> Chain:
+    """Sample one chain of at most `params.max_tokens` sampled tokens; `seeds(segment)` seeds each request.
+
+    The first request asks for no more than the cap, so that nothing sampled is thrown away: a chain that is done
+    within it takes one request, one whose close was forced or whose answer is not done takes a second.
+    """
+    cap = budget.cap(params.max_tokens) if budget is not None else None
+    if budget is None or cap is None or not template.opened(list(prompt_ids)):
+        return await start_chain(sampler, chain_id, problem_id, prompt_ids, replace(params, seed=seeds(0)))
+    chain = bare_chain(chain_id, problem_id, prompt_ids)
+    if cap > 0:
+        chain = await continue_chain(sampler, chain, (), replace(params, max_tokens=cap, seed=seeds(0)))
+    return await finish_thinking(sampler, template, chain, replace(params, seed=seeds(1)), budget.answer)
+
+
+async def finish_thinking(
+    sampler: Sampler, template: Template, chain: Chain, params: SamplingParams, answer: int
+) -> Chain:
+    """Bring a chain whose thinking is closed, ended or cut at its cap to an answer of at most `answer` tokens."""
+    end = template.close_end(chain)
+    if end is not None:
+        return await _finish_answer(sampler, chain, end, params, answer)
+    if chain.finish_reason != "length":  # it ended, or was interrupted, inside its thinking: nothing to close
+        return chain
+    chain = await continue_chain(sampler, chain, template.close_ids, replace(params, max_tokens=answer))
+    return replace(chain, finish_reason="forced") if chain.finish_reason == "stop" else chain
+
+
+def cut_chain(chain: Chain, template: Template, think: int) -> Chain | None:
+    """The first `think` sampled thinking tokens of a longer chain, ready for `finish_thinking`.
+
+    None where the thinking was over within them: the chain is what that cap would have given. Raises ValueError where
+    the chain was interrupted before.
+    """
+    end = template.close_end(chain)
+    thought = sum(chain.sampled[chain.prompt_len : end])
+    if thought <= think and (end is not None or chain.finish_reason == "stop"):
+        return None
+    if thought < think:
+        raise ValueError(f"chain {chain.id} holds {thought} thinking tokens, too few for a cap of {think}")
+    return cut(chain, chain.prompt_len + think, "length")
+
+
+async def _finish_answer(sampler: Sampler, chain: Chain, end: int, params: SamplingParams, answer: int) -> Chain:
+    used = sum(chain.sampled[end:])
+    if used > answer:
+        return cut(chain, len(chain.token_ids) - (used - answer), "length")
+    if used == answer or chain.finish_reason != "length":
+        return chain
+    return await continue_chain(sampler, chain, (), replace(params, max_tokens=answer - used))

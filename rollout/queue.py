@@ -1,0 +1,46 @@
+"""The bounded queue between rollout and learner; its capacity is the staleness that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class RolloutQueue(Generic[T]):
+    """`get(step)` answers what `produce(step)` makes.
+
+    With capacity 0 nothing is produced ahead: the loop is synchronous. With capacity k the k steps that follow the
+    one asked for, up to `last_step`, are in flight as tasks; a batch is then at most k updates old.
+    """
+
+    def __init__(self, capacity: int, produce: Callable[[int], Awaitable[T]], last_step: int | None = None) -> None:
+        if capacity < 0:
+            raise ValueError(f"capacity {capacity} is negative")
+        self._capacity = capacity
+        self._produce = produce
+        self._last_step = last_step
+        self._tasks: dict[int, asyncio.Task[T]] = {}
+
+    async def get(self, step: int) -> T:
+        """The batch of a step; the producer's exception where it failed. A cancelled get cancels that step alone."""
+        last = step + self._capacity
+        if self._last_step is not None:
+            last = min(last, max(step, self._last_step))
+        for ahead in range(step, last + 1):
+            if ahead not in self._tasks:
+                self._tasks[ahead] = asyncio.ensure_future(self._call(ahead))
+        return await self._tasks.pop(step)
+
+    async def aclose(self) -> None:
+        """Cancel what is in flight and wait until it has ended."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _call(self, step: int) -> T:
+        return await self._produce(step)

@@ -1,0 +1,245 @@
+"""The Sampler without vLLM: batched generation with transformers, bit-exact on repetition.
+
+What makes it so: requests of one moment are batched in order of arrival and length alone, each row draws from a
+generator of its own, and one thread runs one batch at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from rewards.errors import Fault
+from rollout.client import check_fits
+from rollout.sampling import SamplingParams
+from rollout.types import Completion, FinishReason
+
+IDLE_TURNS = 3  # turns of the event loop without a new request before a batch is formed
+COMPACT_AT = 0.75  # rows leave the batch when this share or less is still going: each time costs a copy of the cache
+
+
+@dataclass
+class _Row:
+    """One request on its way: its draws, and what it has sampled so far."""
+
+    prompt: list[int]
+    params: SamplingParams
+    future: asyncio.Future[Completion]
+    uniforms: list[float] = field(default_factory=list)  # [max_tokens] in [0, 1)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def going(self) -> bool:
+        """Whether it still wants tokens; a cancelled request leaves the batch."""
+        return self.finish_reason is None and not self.future.cancelled()
+
+    def add(self, token: int, logprob: float) -> None:
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        if token in self.params.stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self.params.max_tokens:
+            self.finish_reason = "length"
+
+
+class TransformersSampler:
+    """A rollout.types.Sampler over a transformers causal language model, which it owns from then on.
+
+    `context` is the longest prompt + completion in tokens, `pad_id` any id of the vocabulary (padding is masked),
+    `max_batch` the number of rows that decode together.
+    """
+
+    def __init__(self, model: Any, *, context: int, pad_id: int, max_batch: int = 64) -> None:
+        self.version = -1
+        self.context = context
+        self._model = model.eval().requires_grad_(False)
+        self._pad_id = pad_id
+        self._max_batch = max_batch
+        self._pending: list[_Row] = []
+        self._flusher: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "sampler")  # its own: torch's thread pool is per calling thread
+
+    async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
+        """Sample one completion. Raises BadInput as the Protocol says, Fault where the model gives no distribution."""
+        check_fits(len(prompt_ids), params.max_tokens, self.context)
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Row(list(prompt_ids), params, future))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        return await future
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copy weights (Hugging Face names, full shapes) into the model and label them.
+
+        Raises Fault while requests are under way, for an unknown name, a wrong shape, or a parameter left out.
+        """
+        if self._flusher is not None:
+            raise Fault("weights were pushed while chains were being sampled; wait for them first")
+        own = dict(self._model.named_parameters(remove_duplicate=False))
+        missing = {parameter.data_ptr() for parameter in own.values()}  # a tied head counts once, under either name
+        for name, tensor in tensors:
+            if name not in own or own[name].shape != tensor.shape:
+                raise Fault(f"weight {name} {tuple(tensor.shape)} does not fit the sampler's model")
+            own[name].copy_(tensor)
+            missing.discard(own[name].data_ptr())
+        if missing:
+            left = [name for name, parameter in own.items() if parameter.data_ptr() in missing]
+            raise Fault(f"the push left out {', '.join(left[:3])}: {len(left)} of {len(own)} weights are stale")
+        self.version = version
+
+    async def aclose(self) -> None:
+        """Cancel what is under way and stop the thread."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
+        self._thread.shutdown(wait=True)
+
+    async def _flush(self) -> None:
+        """Batches until nothing is left: requests are gathered until the event loop has been idle for some turns."""
+        batch: list[_Row] = []
+        try:
+            while self._pending:
+                await self._settled()
+                batch, self._pending = self._pending, []
+                await self._run(sorted(batch, key=lambda row: len(row.prompt)))  # alike in length: less padding
+        except Exception as error:
+            for row in self._open(batch):
+                row.future.set_exception(error)
+        finally:
+            for row in self._open(batch):
+                row.future.cancel()
+            self._pending = []
+            self._flusher = None
+
+    def _open(self, batch: list[_Row]) -> list[_Row]:
+        return [row for row in batch + self._pending if not row.future.done()]
+
+    async def _settled(self) -> None:
+        seen, idle = len(self._pending), 0
+        while idle < IDLE_TURNS:
+            await asyncio.sleep(0)
+            idle = idle + 1 if len(self._pending) == seen else 0
+            seen = len(self._pending)
+
+    async def _run(self, batch: list[_Row]) -> None:
+        loop = asyncio.get_running_loop()
+        for start in range(0, len(batch), self._max_batch):
+            rows = [row for row in batch[start : start + self._max_batch] if row.going]
+            await loop.run_in_executor(self._thread, self._generate, rows)
+            for row in rows:
+                if row.finish_reason is not None and not row.future.done():
+                    row.future.set_result(Completion(row.token_ids, row.logprobs, row.finish_reason, self.version))
+
+    @torch.inference_mode()
+    def _generate(self, rows: list[_Row]) -> None:
+        """Decode rows [B] together until each has finished."""
+        if not rows:
+            return
+        for row in rows:
+            generator = torch.Generator().manual_seed(row.params.seed)
+            row.uniforms = torch.rand(row.params.max_tokens, generator=generator, dtype=torch.float64).tolist()
+        cache = DynamicCache(config=self._model.config)
+        ids, mask = self._padded([row.prompt for row in rows])  # both [B, T]
+        while True:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]  # [B, V]
+            tokens = sample_rows(logits, rows)
+            going = [b for b, row in enumerate(rows) if row.going]
+            if not going:
+                return
+            if len(going) <= COMPACT_AT * len(rows):
+                keep = torch.tensor(going, dtype=torch.long, device=mask.device)
+                rows, tokens, mask = [rows[b] for b in going], tokens[keep], mask[keep]
+                cache.batch_select_indices(keep)
+            ids = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
+
+    def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, T], padded on the left so that all rows go on at the same column."""
+        longest = max(len(prompt) for prompt in prompts)
+        ids = [[self._pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = self._model.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def sample_rows(logits: Tensor, rows: list[_Row]) -> Tensor:
+    """Draw the next token of each row that is still going and record it; returns ids [B] from logits [B, V]."""
+    logprobs = processed_logprobs(logits.float(), rows)  # [B, V]
+    cumulative = logprobs.double().exp().cumsum(-1)  # float64: u reaches tokens rarer than float32's 6e-8
+    total = cumulative[:, -1:]
+    if not torch.isfinite(total).all():
+        raise Fault("the model gives NaN or infinite logits; the weights are broken, or the learning rate is too high")
+    draws = [0.0 if row.finish_reason else row.uniforms[len(row.token_ids)] for row in rows]
+    u = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * total
+    drawn = torch.searchsorted(cumulative, torch.minimum(u, total.nextafter(total * 0)), right=True)[:, 0]
+    greedy = torch.tensor([row.params.temperature == 0 for row in rows], device=logits.device)
+    tokens = torch.where(greedy, logprobs.argmax(-1), drawn)
+    chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+    for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
+        if row.finish_reason is None:
+            row.add(token, logprob)
+    return tokens
+
+
+def processed_logprobs(logits: Tensor, rows: list[_Row]) -> Tensor:
+    """Log-probabilities [B, V] of the distribution that is sampled from: what vLLM calls `processed_logprobs`.
+
+    Its order of steps too: penalties, temperature (1 where it is 0: greedy takes the argmax), min_p, top_k, top_p.
+    """
+    shaped = [b for b, row in enumerate(rows) if not row.params.plain]
+    for b in shaped:
+        logits[b] = _penalized(logits[b], rows[b])
+    temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
+    logits = logits / temperatures[:, None]
+    for b in shaped:
+        logits[b] = _truncated(logits[b], rows[b].params)
+    return logits.log_softmax(-1)
+
+
+def _penalized(logits: Tensor, row: _Row) -> Tensor:
+    """Repetition penalty over prompt and completion, presence and frequency over the completion; logits [V]."""
+    params = row.params
+    if params.repetition_penalty != 1:
+        seen = torch.tensor([row.prompt + row.token_ids], device=logits.device)
+        logits = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[None])[0]
+    if params.presence_penalty or params.frequency_penalty:
+        made = torch.tensor(row.token_ids, dtype=torch.long, device=logits.device)
+        counts = torch.bincount(made, minlength=logits.numel())
+        logits = logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+    return logits
+
+
+def _truncated(logits: Tensor, params: SamplingParams) -> Tensor:
+    """min_p, top_k, top_p on tempered logits [V]; what is cut off becomes -inf."""
+    warpers: list[Any] = []
+    if params.temperature > 0:  # the argmax survives every one of them
+        warpers += [MinPLogitsWarper(params.min_p)] if params.min_p > 0 else []
+        warpers += [TopKLogitsWarper(params.top_k)] if params.top_k > 0 else []
+        warpers += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
+    scores = logits[None]
+    for warper in warpers:
+        scores = warper(None, scores)
+    return scores[0]
