@@ -1,0 +1,122 @@
+"""Countdown: is this expression made of exactly these numbers, and does it reach the target?
+
+A tokeniser and a recursive-descent parser of our own over exact fractions; nothing is ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+
+from rewards.answer import final_answer
+from rewards.types import Problem, Score
+
+MAX_LENGTH = 500
+MAX_DEPTH = 30
+_TOKEN = re.compile(r"\s*(?:(0|[1-9]\d{0,8})(?!\d)|([-+*/()]))", re.ASCII)
+
+
+class NotAnExpression(ValueError):
+    """The text does not follow the grammar; the message says where."""
+
+
+def countdown(response: str, problem: Problem) -> Score:
+    """Whether the final answer uses each of `numbers` exactly once and equals `target` (both in problem.meta).
+
+    Any valid expression counts, not only the reference; `= target` may follow it. Raises KeyError for a problem
+    without numbers and target.
+    """
+    numbers, target = problem.meta["numbers"], problem.meta["target"]
+    answer = final_answer(response)
+    if answer is None:
+        return Score(0.0, False, "unparsed", detail="no final answer")
+    expression, equals, right = answer.partition("=")
+    if equals and right.strip() != str(target):
+        return Score(0.0, False, "wrong", detail=f"states {right.strip()[:20]!r}, not {target}")
+    try:
+        tokens = tokenise(expression)
+        value = evaluate(tokens)
+    except NotAnExpression as error:
+        return Score(0.0, False, "unparsed", detail=str(error))
+    except ZeroDivisionError:
+        return Score(0.0, False, "wrong", detail="divides by zero")
+    used = Counter(token for token in tokens if isinstance(token, int))
+    if used != Counter(numbers):
+        return Score(0.0, False, "wrong", detail=f"uses {sorted(used.elements())}, not {sorted(numbers)}")
+    if value != target:
+        return Score(0.0, False, "wrong", detail=f"equals {value}, not {target}")
+    return Score(1.0, True, "ok")
+
+
+def tokenise(text: str) -> list[int | str]:
+    """Integers in ASCII digits and the operators + - * / ( ); raises NotAnExpression."""
+    text = text.strip()
+    if len(text) > MAX_LENGTH:
+        raise NotAnExpression(f"longer than {MAX_LENGTH} characters")
+    tokens: list[int | str] = []
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise NotAnExpression(f"{text[position : position + 10]!r} is no number, operator or bracket")
+        number, operator = match.groups()
+        tokens.append(int(number) if number else operator)
+        position = match.end()
+    return tokens
+
+
+def evaluate(tokens: list[int | str]) -> Fraction:
+    """The exact value of an infix expression; raises NotAnExpression, ZeroDivisionError."""
+    stream = _Tokens(tokens)
+    value = _sum(stream, 0)
+    if stream.next is not None:
+        raise NotAnExpression(f"{stream.next!r} stands where the expression could end")
+    return value
+
+
+class _Tokens:
+    """A token stream with one token of look-ahead."""
+
+    def __init__(self, tokens: list[int | str]) -> None:
+        self._rest: Iterator[int | str] = iter(tokens)
+        self.next: int | str | None = next(self._rest, None)
+
+    def take(self) -> int | str | None:
+        token, self.next = self.next, next(self._rest, None)
+        return token
+
+
+def _sum(stream: _Tokens, depth: int) -> Fraction:
+    value = _product(stream, depth)
+    while stream.next in ("+", "-"):
+        sign = 1 if stream.take() == "+" else -1
+        value += sign * _product(stream, depth)
+    return value
+
+
+def _product(stream: _Tokens, depth: int) -> Fraction:
+    value = _factor(stream, depth)
+    while stream.next in ("*", "/"):
+        if stream.take() == "*":
+            value *= _factor(stream, depth)
+        else:
+            value /= _factor(stream, depth)
+    return value
+
+
+def _factor(stream: _Tokens, depth: int) -> Fraction:
+    if depth > MAX_DEPTH:
+        raise NotAnExpression(f"nested deeper than {MAX_DEPTH}")
+    token = stream.take()
+    if isinstance(token, int):
+        return Fraction(token)
+    if token == "-":
+        return -_factor(stream, depth + 1)
+    if token == "(":
+        value = _sum(stream, depth + 1)
+        if stream.take() != ")":
+            raise NotAnExpression("a bracket is not closed")
+        return value
+    raise NotAnExpression("the expression is empty or ends too soon" if token is None else f"{token!r} out of place")

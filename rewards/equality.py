@@ -1,0 +1,52 @@
+"""Plain equality of the final answer: exact rationals where both sides are numbers, else the same text."""
+
+from __future__ import annotations
+
+import json
+import re
+from fractions import Fraction
+from typing import Any
+
+from rewards.answer import final_answer, squeeze
+from rewards.types import Problem, Score
+
+MAX_NUMBER = 100
+"""Longest text that is read as a number, characters: bounds the cost of exact arithmetic."""
+
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3})?|[+-]?\d+\s*/\s*\d+", re.ASCII
+)
+
+
+def exact_match(response: str, problem: Problem) -> Score:
+    """Whether the final answer equals `problem.answer`: 0.50 equals 1/2, blanks don't matter, case does."""
+    answer = final_answer(response)
+    if answer is None:
+        return Score(0.0, False, "unparsed", detail="no final answer")
+    if same(answer, as_text(problem.answer)):
+        return Score(1.0, True, "ok")
+    return Score(0.0, False, "wrong", detail=f"answered {answer[:80]!r}")
+
+
+def as_text(answer: Any) -> str:
+    """The text a response must state for a reference answer of any JSON type."""
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+
+def same(a: str, b: str) -> bool:
+    """Equal as exact numbers, or as text with blanks squeezed."""
+    left, right = number(a), number(b)
+    if left is not None and right is not None:
+        return left == right
+    return squeeze(a) == squeeze(b)
+
+
+def number(text: str) -> Fraction | None:
+    """An integer, decimal or fraction in ASCII digits as an exact rational; None for anything else."""
+    text = text.strip()
+    if len(text) > MAX_NUMBER or not _NUMBER.fullmatch(text):
+        return None
+    try:
+        return Fraction(text.replace(",", "").replace(" ", ""))
+    except (ValueError, ZeroDivisionError):  # 1/0, or blanks that Fraction does not know
+        return None

@@ -1,0 +1,318 @@
+"""Worker processes that score responses under hard limits of time and memory.
+
+Model output is hostile: it may make a verifier hang, bloat or die. Such an item is tried once more, alone in a fresh
+worker that was kept warm for it; when that one is hit too, the item is `rejected` and the pool goes on.
+What comes back from a worker is JSON, never a pickle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from rewards.equality import as_text
+from rewards.errors import BadInput, Fault
+from rewards.trl_style import Extras
+from rewards.types import Problem, Score
+from rewards.verdict import one_line
+
+MAX_REPLY = 2**24
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+TICKS = 10
+
+
+class Worker:
+    """One process and its two pipes; it answers one message at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.ready: set[str] = set()  # keys of the rewards that are loaded and warm
+        self._process = process
+        self._stderr = b""
+        self._drain = asyncio.create_task(self._keep_last_lines())
+
+    @classmethod
+    async def start(cls, memory_gb: float) -> Worker:
+        """Start the process, in a group of its own so that its children end with it."""
+        pipe = asyncio.subprocess.PIPE
+        command = (sys.executable, "-P", "-m", "rewards.worker", str(os.getpid()), str(memory_gb))
+        environment = os.environ | ONE_THREAD
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=MAX_REPLY, env=environment, start_new_session=True
+        )
+        return cls(process)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def last_words(self) -> str:
+        """The last thing it wrote to stderr, one line."""
+        lines = self._stderr.decode(errors="replace").strip().splitlines()
+        return one_line(lines[-1]) if lines else ""
+
+    async def ask(self, line: bytes, limit: float) -> dict[str, Any]:
+        """The reply within `limit` seconds, or {limit: reason}: then the process is dead, as after a cancellation."""
+        reply: dict[str, Any] = {"limit": "interrupted"}
+        start = time.perf_counter()
+        talk = asyncio.create_task(self._talk(line))
+        try:
+            reply = talk.result() if await finishes(talk, limit) else {"limit": f"no verdict within {limit:g} s"}
+        finally:
+            if "limit" in reply:
+                self.kill()
+                talk.cancel()
+        return reply | {"seconds": time.perf_counter() - start}
+
+    async def _talk(self, line: bytes) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line)
+            await self._process.stdin.drain()
+            return json.loads(await self._process.stdout.readline())
+        except (OSError, ValueError):  # a closed pipe, an empty or an overlong line
+            self.kill()
+            code = await self._process.wait()
+            return {"limit": f"its worker died ({f'signal {-code}' if code < 0 else f'exit code {code}'})"}
+
+    def kill(self) -> None:
+        """Kill the process and whatever it started."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Kill the process and wait until it is gone."""
+        self.kill()
+        await self._process.wait()
+        self._drain.cancel()
+        await asyncio.gather(self._drain, return_exceptions=True)
+
+    async def _keep_last_lines(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(2**16):
+            self._stderr = (self._stderr + chunk)[-2000:]
+
+
+async def finishes(task: asyncio.Task[Any], limit: float) -> bool:
+    """Whether the task ends within `limit` seconds of a loop that runs.
+
+    The clock goes in ticks: when something blocks the loop, that stall counts as one tick, so a busy trainer
+    never makes an innocent item late.
+    """
+    for _ in range(TICKS):
+        done, _ = await asyncio.wait({task}, timeout=limit / TICKS)
+        if done:
+            return True
+    return False
+
+
+Slot: TypeAlias = "asyncio.Task[Worker]"
+"""A place for a worker, which may still be starting."""
+
+
+class RewardPool:
+    """Scores responses in `workers` processes; one more is kept warm as the spare.
+
+    time_limit: seconds an item may take. memory_gb: address space a worker may add to what the loaded rewards take.
+    load_limit: seconds a reward may take to load and to be called the first time.
+    """
+
+    def __init__(
+        self, workers: int = 2, time_limit: float = 1.0, memory_gb: float = 1.0, load_limit: float = 60.0
+    ) -> None:
+        self._workers, self._memory_gb = workers, memory_gb
+        self._time_limit, self._load_limit = time_limit, load_limit
+        self._specs: dict[str, Any] = {}  # every reward that has loaded once, by its key
+        self._warm_ups: dict[str, dict[str, Any] | None] = {}  # key -> item to call it on after loading; None = don't
+        self._slots: set[Slot] = set()
+        self._idle: asyncio.Queue[Slot] = asyncio.Queue()
+        self._spare: Slot | None = None
+        self._alone = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> RewardPool:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def load(self, spec: Any) -> None:
+        """Prove in a worker that a reward can be loaded. Raises BadInput with the cause in one line."""
+        slot = await self._take()
+        try:
+            await self._prepare(await _worker(slot), spec)
+        finally:
+            self._give_back(slot)
+
+    async def score(
+        self,
+        chain_id: str,
+        response: str,
+        problem: Problem,
+        spec: Any = None,
+        truncated: bool = False,
+        extras: Extras | None = None,
+    ) -> Score:
+        """The verdict on a response, with the chain's id; without a spec, by the problem's own reward.
+
+        Limits and failures are statuses. Raises BadInput where the reward does not load or lacks an input,
+        Fault where no worker starts.
+        """
+        score, _ = await self.timed(chain_id, response, problem, spec, truncated, extras)
+        return score
+
+    async def timed(
+        self,
+        chain_id: str,
+        response: str,
+        problem: Problem,
+        spec: Any = None,
+        truncated: bool = False,
+        extras: Extras | None = None,
+    ) -> tuple[Score, float]:
+        """As `score`, with the seconds that workers spent on the item."""
+        spec = problem.reward if spec is None else spec
+        if spec is None:
+            raise BadInput(f"problem {problem.id!r} has no reward; name one in `reward:`")
+        item = _item(spec, response, problem) | {"truncated": truncated, "extras": vars(extras or Extras())}
+        self._warm_ups.setdefault(_key(spec), _item(spec, _benign(problem), problem))
+        line = _encode(item)
+        reply = await self._on_idle(spec, line)
+        seconds = reply["seconds"]
+        if "limit" in reply:
+            reply = await self._on_spare(spec, line)
+            seconds += reply["seconds"]
+        if "bad" in reply:
+            raise BadInput(reply["bad"])
+        if "limit" in reply:
+            return Score(0.0, False, "rejected", id=chain_id, detail=f"twice: {reply['limit']}"), seconds
+        return replace(Score(**reply["score"]), id=chain_id), seconds
+
+    async def aclose(self) -> None:
+        """End every worker and wait until they are gone."""
+        self._closed = True
+        slots = list(self._slots)
+        for slot in slots:
+            slot.cancel()  # no effect on those that have started
+        started = await asyncio.gather(*slots, return_exceptions=True)
+        await asyncio.gather(*(worker.close() for worker in started if isinstance(worker, Worker)))
+        self._slots.clear()
+
+    async def _on_idle(self, spec: Any, line: bytes) -> dict[str, Any]:
+        slot = await self._take()
+        try:
+            worker = await _worker(slot)
+            await self._prepare(worker, spec)
+            return await worker.ask(line, self._time_limit)
+        finally:
+            self._give_back(slot)
+
+    async def _on_spare(self, spec: Any, line: bytes) -> dict[str, Any]:
+        """The second try, alone in a process that has seen no other response."""
+        async with self._alone:
+            slot = self._spare if self._spare and _usable(self._spare) else self._launch()
+            self._spare = self._launch()  # warms up while this one works
+            try:
+                worker = await _worker(slot)
+                await self._prepare(worker, spec)
+                return await worker.ask(line, self._time_limit)
+            finally:
+                self._drop(slot)
+
+    async def _take(self) -> Slot:
+        if self._spare is None:  # the first use
+            self._spare = self._launch()
+            for _ in range(self._workers):
+                self._idle.put_nowait(self._launch())
+        slot = await self._idle.get()
+        if _usable(slot):
+            return slot
+        self._drop(slot)
+        return self._launch()
+
+    def _give_back(self, slot: Slot) -> None:
+        if self._closed:
+            return
+        if not _usable(slot):
+            self._drop(slot)
+            slot = self._launch()  # in the background, so that the next item finds it warm
+        self._idle.put_nowait(slot)
+
+    def _launch(self) -> Slot:
+        if self._closed:
+            raise Fault("the reward pool is closed")
+        slot = asyncio.create_task(self._fresh())
+        self._slots.add(slot)
+        return slot
+
+    def _drop(self, slot: Slot) -> None:
+        self._slots.discard(slot)
+        slot.cancel()  # no effect when it has started
+        if _usable(slot):
+            slot.result().kill()
+
+    async def _fresh(self) -> Worker:
+        """A new worker with every known reward loaded."""
+        try:
+            worker = await Worker.start(self._memory_gb)
+        except OSError as error:
+            raise Fault(f"no reward worker starts ({error}); free memory or lower rewards.workers") from None
+        try:
+            for spec in list(self._specs.values()):
+                await self._prepare(worker, spec)
+        except BaseException:
+            await worker.close()
+            raise
+        return worker
+
+    async def _prepare(self, worker: Worker, spec: Any) -> None:
+        """Load a reward and call it once, off every item's clock."""
+        key = _key(spec)
+        if key in worker.ready or not worker.alive:
+            return
+        warm_up = self._warm_ups.get(key)
+        reply = await worker.ask(_encode({"op": "load", "spec": spec, "warm_up": warm_up}), self._load_limit)
+        if "bad" in reply:
+            raise BadInput(reply["bad"])
+        if "limit" in reply and warm_up is None:
+            raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
+        if "limit" in reply:  # hit even by its own answer: from now on it is only loaded
+            self._warm_ups[key] = None
+        self._specs[key] = spec
+        if key in self._warm_ups:
+            worker.ready.add(key)
+
+
+async def _worker(slot: Slot) -> Worker:
+    return slot.result() if slot.done() else await asyncio.shield(slot)
+
+
+def _usable(slot: Slot) -> bool:
+    """Whether the slot's worker is starting or alive."""
+    return not slot.done() or (not slot.cancelled() and slot.exception() is None and slot.result().alive)
+
+
+def _key(spec: Any) -> str:
+    return json.dumps(spec, sort_keys=True)
+
+
+def _item(spec: Any, response: str, problem: Problem) -> dict[str, Any]:
+    return {"op": "score", "spec": spec, "response": response, "problem": vars(problem)}
+
+
+def _benign(problem: Problem) -> str:
+    """A response that states the reference answer: what a reward is called on before the clock counts."""
+    return f"\\boxed{{{as_text(problem.answer)}}}"
+
+
+def _encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"

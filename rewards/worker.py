@@ -1,0 +1,139 @@
+"""A reward worker: one JSON message a line in on stdin, one reply out. Started by rewards.pool, never by hand.
+
+It may be killed at any moment, and what it runs may print, hang or die. So the reply pipe is moved away from fd 1,
+prints go to stderr, and the process ends with its parent: by signal on Linux, by the end of stdin everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from rewards.errors import BadInput
+from rewards.judge import judge
+from rewards.registry import load_reward
+from rewards.trl_style import Extras
+from rewards.types import Problem
+
+GIB = 2**30
+
+
+class Server:
+    """Answers the pool's messages; knows nothing of pipes and processes."""
+
+    def __init__(self, memory_gb: float) -> None:
+        self._memory_gb = memory_gb
+        self._rewards: dict[str, Callable[..., Any]] = {}
+        self._runner: Any = None
+
+    def handle(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The reply: {ok}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input."""
+        try:
+            return self._load(message) if message["op"] == "load" else self._score(message)
+        except BadInput as error:
+            return {"bad": str(error)}
+        except MemoryError:
+            return {"limit": f"more than {self._memory_gb:g} GiB of memory"}
+        except RecursionError:
+            return {"limit": "recursion depth"}
+
+    def _load(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Load a reward; with `warm_up`, call it once on that item, so that its lazy imports are done."""
+        limit_memory(None)
+        try:
+            self._reward(message["spec"])
+            if message.get("warm_up"):
+                self.handle(message["warm_up"])
+        finally:
+            limit_memory(self._memory_gb)
+        return {"ok": True}
+
+    def _score(self, message: dict[str, Any]) -> dict[str, Any]:
+        extras = Extras(**message.get("extras", {}))
+        reward, problem = self._reward(message["spec"]), Problem(**message["problem"])
+        score = judge(reward, message["response"], problem, message.get("truncated", False), extras, self._run)
+        return {"score": asdict(score)}
+
+    def _reward(self, spec: Any) -> Callable[..., Any]:
+        key = json.dumps(spec, sort_keys=True)
+        if key not in self._rewards:
+            self._rewards[key] = load_reward(spec)
+        return self._rewards[key]
+
+    def _run(self, coroutine: Any) -> Any:
+        """Run an async reward, always on the same loop, so that its sessions and locks live on."""
+        if self._runner is None:
+            import asyncio  # only async rewards pay for it
+
+            self._runner = asyncio.Runner()
+        return self._runner.run(coroutine)
+
+
+def limit_memory(gb: float | None) -> None:
+    """Let the address space grow by `gb` GiB from here on (soft limit); None lifts it. Linux only."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if gb is None:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        return
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    wanted = used + int(gb * GIB)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the parent dies, however it dies, also while a reward holds the interpreter (Linux only)."""
+    if sys.platform == "linux":
+        import ctypes
+        import resource
+        import signal
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected business, not a file
+    if os.getppid() != parent:  # it died before the signal was asked for
+        os._exit(0)
+
+
+def take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The pool's two pipes, out of reach of whatever reads stdin or prints."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def pump(requests: BinaryIO, lines: queue.SimpleQueue[bytes], end: Callable[[int], Any] = os._exit) -> None:
+    """Pass request lines on; the end of the pipe ends the process even while a reward hangs."""
+    for line in requests:
+        lines.put(line)
+    end(0)
+
+
+def main() -> None:
+    """Serve until the pool's pipe ends. Arguments: the parent's pid, the memory limit in GiB."""
+    die_with_parent(int(sys.argv[1]))
+    requests, replies = take_pipes()
+    sys.path.append(os.getcwd())  # last: plugins there are found, and shadow nothing
+    server = Server(float(sys.argv[2]))
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=pump, args=(requests, lines), daemon=True).start()
+    while True:
+        reply = server.handle(json.loads(lines.get()))
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()
