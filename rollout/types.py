@@ -67,8 +67,8 @@ class Chain:
     def token_versions(self) -> list[int]:
         """The version of each token, [T]; -1 where nothing was sampled."""
         out = [-1] * len(self.token_ids)
-        bounds = [start for start, _ in self.versions[1:]] + [len(self.token_ids)]
-        for (start, version), end in zip(self.versions, bounds, strict=True):
+        ends = [*(start for start, _ in self.versions), len(self.token_ids)][1:]  # each entry holds up to the next
+        for (start, version), end in zip(self.versions, ends, strict=True):
             for t in range(start, end):
                 out[t] = version if self.sampled[t] else -1
         return out
