@@ -36,7 +36,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vllm_server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
-    """The session's vLLM server on `tiny_llama`, with weight sync. A test that pushes weights pushes the old ones back."""
+    """The session's vLLM server on `tiny_llama`, with weight sync. Who pushes weights pushes the old ones back."""
     key = secrets.token_hex(16)
     sync_dir = Path(tempfile.mkdtemp(prefix="ponder-test-", dir="/dev/shm"))
     spec = vllm_spec(tiny_llama, sync_dir)

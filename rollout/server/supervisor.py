@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SHM = "/dev/shm"
 TERM_GRACE = 2.5  # seconds between SIGTERM and SIGKILL
 KILL_GRACE = 1.0  # seconds for the killed to be gone, and again for multiprocessing's tracker to unlink what they left
-SCAN_EVERY = 10.0  # seconds between looks at the family's shared memory
+SCAN_EVERY = 2.0  # seconds between looks at the family's shared memory (a look takes 10 ms)
 
 
 def main() -> int:
