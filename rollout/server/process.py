@@ -41,6 +41,7 @@ class ServerProcess:
         assert supervisor.stdout is not None
         self._supervisor, self._pipe, self._out = supervisor, supervisor.stdin, supervisor.stdout
         self._owned = owned
+        self._ended: str | None = None
         self.url = url
         self.log = log
         first_line = self._out.readline()
@@ -86,8 +87,14 @@ class ServerProcess:
 
     def alive(self) -> bool:
         """Whether the listening process and its supervisor both run."""
-        # Nothing more comes from the supervisor until the server is dead.
-        return not self._out.closed and not _readable(self._out.fileno())
+        return self.exit_reason() is None
+
+    def exit_reason(self) -> str | None:
+        """How the server ended, in words; None while it runs."""
+        # The supervisor writes `exit STATUS` when the server is dead; the end of the file is its own death.
+        if self._ended is None and _readable(self._out.fileno()):
+            self._ended = _in_words(self._out.readline())
+        return self._ended
 
     def tail(self, n: int) -> list[str]:
         """The last `n` lines of the log."""
@@ -107,14 +114,15 @@ class ServerProcess:
             await asyncio.to_thread(self._supervisor.wait)
             for path in self._owned:
                 shutil.rmtree(path, ignore_errors=True)
+        self._ended = self._ended or "stopped"
         self._out.close()
 
     async def _wait_healthy(self, timeout: float, on_wait: Callable[[float, str], None] | None) -> None:
         begin = time.monotonic()
         async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:  # no proxy on the way to loopback
             while (waited := time.monotonic() - begin) < timeout:
-                if not self.alive():
-                    raise Fault(f"the vLLM server died while starting{self._explanation()}")
+                if (reason := self.exit_reason()) is not None:
+                    raise Fault(f"the vLLM server ended while starting ({reason}){self._explanation()}")
                 if await _healthy(client, self.url):
                     return
                 if on_wait is not None:
@@ -186,6 +194,14 @@ def _check_startable(port: int, needs_vllm: bool) -> None:
                 f"port {port} on 127.0.0.1 can't be used ({error.strerror}): leave server.port null for a free one"
             )
             raise BadInput(message) from error
+
+
+def _in_words(line: bytes) -> str:
+    """The supervisor's last line, `exit STATUS` with a negative status for a signal."""
+    if not line:
+        return "its supervisor was killed"
+    status = int(line.split()[1])
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def _readable(fd: int) -> bool:
