@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from rewards.errors import BadInput, Fault
+from rl.kl import k3
 from rollout.control import ServerControl
 
 Manifest = list[tuple[str, str, tuple[int, ...]]]
 
 # torch dtype name -> (safetensors name, bytes an element)
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
-WRAPPERS = ("_checkpoint_wrapped_module.", "module.", "_orig_mod.")
+WRAPPERS = {"_checkpoint_wrapped_module", "module", "_orig_mod"}  # activation checkpointing, DDP, torch.compile
 FILES = "ponder-*.safetensors*"
 
 
@@ -141,9 +142,7 @@ async def _update(control: ServerControl, path: Path, version: int) -> None:
 
 def hf_name(name: str) -> str:
     """A parameter's checkpoint name: what wrappers put before or between is stripped."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def manifest_bytes(manifest: Manifest) -> int:
@@ -211,8 +210,7 @@ def remove_leftovers(directory: Path) -> None:
 def parity(learner_logprobs: Tensor, sampler_logprobs: Tensor) -> tuple[float, float]:
     """(mean |difference|, k3) of two [N] log-probabilities of the sampler's tokens.
 
-    k3 = mean(expm1(x) - x), x = learner - sampler, estimates KL(sampler || learner) without cancellation
-    (Schulman, "Approximating KL divergence").
+    The k3 of `rl.kl` with the sampler's policy as the one that drew the tokens: KL(sampler || learner), at least 0.
     """
-    difference = learner_logprobs.double() - sampler_logprobs.double()
-    return difference.abs().mean().item(), (torch.expm1(difference) - difference).mean().item()
+    learner, sampler = learner_logprobs.double(), sampler_logprobs.double()
+    return (learner - sampler).abs().mean().item(), k3(sampler, learner).mean().item()

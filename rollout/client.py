@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -81,7 +81,10 @@ class VllmClient:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"},
             timeout=timeout,
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            # vLLM closes an idle connection after 5 s: let go of it before, or requests are sent into closed ones.
+            limits=httpx.Limits(
+                max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=2
+            ),
             transport=transport,
             trust_env=False,  # a proxy setting must not take loopback traffic, or the key, elsewhere
         )
@@ -198,9 +201,9 @@ def _logprob(value: float | None) -> float:
 
 
 def _finish_reason(reason: str) -> FinishReason:
-    if reason == "stop" or reason == "length" or reason == "abort":
-        return reason
-    raise Fault(f"the server ended a completion with finish_reason={reason!r}")
+    if reason not in ("stop", "length", "abort"):
+        raise Fault(f"the server ended a completion with finish_reason={reason!r}")
+    return cast(FinishReason, reason)
 
 
 def _version(spans: list[dict[str, Any]] | None, default: int) -> int:
@@ -210,5 +213,6 @@ def _version(spans: list[dict[str, Any]] | None, default: int) -> int:
 
 
 def _log_retry(state: RetryCallState) -> None:
-    assert state.outcome is not None and state.next_action is not None
-    logger.warning("%s; again in %.1f s", state.outcome.exception(), state.next_action.sleep)
+    assert state.outcome is not None
+    assert state.next_action is not None
+    logger.debug("%s; again in %.1f s", state.outcome.exception(), state.next_action.sleep)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -63,7 +65,8 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
             raise ValueError(f"{path.name} is not a .safetensors file")
         with safe_open(path, framework="pt") as file:  # checks the header against the file's size
             initialize_layerwise_reload(self.model)
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            load_weights = cast(Callable[[Iterable[tuple[str, torch.Tensor]]], object], self.model.load_weights)
+            load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
