@@ -48,9 +48,12 @@ def squeeze(text: str) -> str:
 
 def boxed(text: str) -> list[str]:
     r"""Contents of the outermost `\boxed{…}` with balanced braces, in order."""
+    first = text.find("\\boxed")
+    if first < 0:
+        return []
     opened: list[tuple[int, bool]] = []  # (start of the content, whether a box opened it)
     spans: list[tuple[int, int]] = []
-    for match in _BRACES.finditer(text):
+    for match in _BRACES.finditer(text, first):
         token = match.group()
         if token[-1] == "{" and (token == "{" or token.startswith("\\boxed")):
             opened.append((match.end(), token != "{"))
@@ -69,7 +72,7 @@ def _tagged(text: str) -> list[str]:
 
 
 def _hashed(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.splitlines()] if "####" in text else []
     return [line[4:] for line in lines if line.startswith("####") and not line.startswith("#####")]
 
 

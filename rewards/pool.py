@@ -26,6 +26,8 @@ from rewards.verdict import one_line
 MAX_REPLY = 2**24
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
 TICKS = 10
+WARM_UP_LIMIT = 10.0
+"""Seconds the first call of a reward in a worker may take, off every item's clock."""
 
 
 class Worker:
@@ -79,6 +81,8 @@ class Worker:
             await self._process.stdin.drain()
             return json.loads(await self._process.stdout.readline())
         except (OSError, ValueError):  # a closed pipe, an empty or an overlong line
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), 0.5)
             self.kill()
             code = await self._process.wait()
             return {"limit": f"its worker died ({f'signal {-code}' if code < 0 else f'exit code {code}'})"}
@@ -123,7 +127,7 @@ class RewardPool:
     """Scores responses in `workers` processes; one more is kept warm as the spare.
 
     time_limit: seconds an item may take. memory_gb: address space a worker may add to what the loaded rewards take.
-    load_limit: seconds a reward may take to load and to be called the first time.
+    load_limit: seconds a reward may take to load.
     """
 
     def __init__(
@@ -279,17 +283,23 @@ class RewardPool:
         key = _key(spec)
         if key in worker.ready or not worker.alive:
             return
-        warm_up = self._warm_ups.get(key)
-        reply = await worker.ask(_encode({"op": "load", "spec": spec, "warm_up": warm_up}), self._load_limit)
+        reply = await worker.ask(_encode({"op": "load", "spec": spec}), self._load_limit)
+        if "limit" in reply:
+            raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
         if "bad" in reply:
             raise BadInput(reply["bad"])
-        if "limit" in reply and warm_up is None:
-            raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
-        if "limit" in reply:  # hit even by its own answer: from now on it is only loaded
-            self._warm_ups[key] = None
         self._specs[key] = spec
         if key in self._warm_ups:
-            worker.ready.add(key)
+            await self._warm_up(worker, key)
+
+    async def _warm_up(self, worker: Worker, key: str) -> None:
+        """Call a reward on its problem's own answer; one that hangs or dies even there is only loaded from now on."""
+        item = self._warm_ups[key]
+        if item is not None:
+            reply = await worker.ask(_encode(item | {"op": "warm"}), min(WARM_UP_LIMIT, self._load_limit))
+            if "limit" in reply:
+                self._warm_ups[key] = None
+        worker.ready.add(key)
 
 
 async def _worker(slot: Slot) -> Worker:

@@ -132,8 +132,9 @@ def _lacks(module: ModuleType, place: str, attribute: str) -> str:
     near = difflib.get_close_matches(attribute, names, n=1)
     if near:
         return f"no function {attribute!r} in {place}; did you mean {near[0]!r}?"
-    if Path(f"{place}.py").is_file():
-        return f"no function {attribute!r} in module {place} ({module.__file__}); your file is {place}.py:{attribute}"
+    file = Path(f"{place}.py")
+    if file.is_file() and str(file.resolve()) != module.__file__:
+        return f"no function {attribute!r} in module {place} ({module.__file__}); your file is {file}:{attribute}"
     return f"no function {attribute!r} in {place}, which has {', '.join(names) or 'none'}"
 
 

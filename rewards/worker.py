@@ -33,9 +33,13 @@ class Server:
         self._runner: Any = None
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The reply: {ok}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input."""
+        """The reply: {ok}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input.
+
+        op `score` judges an item under the memory limit; `load` and `warm` (an item whose verdict is thrown away, so
+        that the reward's lazy imports are done) run without it, and set it anew.
+        """
         try:
-            return self._load(message) if message["op"] == "load" else self._score(message)
+            return self._score(message) if message["op"] == "score" else self._prepare(message)
         except BadInput as error:
             return {"bad": str(error)}
         except MemoryError:
@@ -43,13 +47,12 @@ class Server:
         except RecursionError:
             return {"limit": "recursion depth"}
 
-    def _load(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Load a reward; with `warm_up`, call it once on that item, so that its lazy imports are done."""
+    def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
         limit_memory(None)
         try:
             self._reward(message["spec"])
-            if message.get("warm_up"):
-                self.handle(message["warm_up"])
+            if message["op"] == "warm":
+                self.handle(message | {"op": "score"})
         finally:
             limit_memory(self._memory_gb)
         return {"ok": True}

@@ -71,13 +71,11 @@ class Mixture:
         parts = [(task, weight) for task, weight in self._parts if task.size(split) != 0]
         if not parts:
             raise BadInput(f'{self.name}: no {split} problems; add "split": "{split}" to some rows')
-        turns = [
-            (task, cycle * share + k)
-            for (task, _), share in zip(parts, shares([weight for _, weight in parts]), strict=True)
-            for k in range(share)
-        ]
+        whole = shares([weight for _, weight in parts])
+        turns = [k for k, share in enumerate(whole) for _ in range(share)]
         random.Random(f"{self.seed}|{self.name}|{cycle}|{split}").shuffle(turns)
-        return turns
+        upcoming = [count(cycle * share) for share in whole]
+        return [(parts[k][0], next(upcoming[k])) for k in turns]
 
 
 def shares(weights: list[float]) -> list[int]:
