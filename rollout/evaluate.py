@@ -68,8 +68,7 @@ async def evaluate(
     caps thinking tokens, `answer` those behind them, `max_tokens` both. A direct prompt has no thinking: one cell, of
     `answer` tokens. `on_progress(done, all)` counts chains. Raises what `collect` raises.
     """
-    direct = style == "direct"
-    if direct:
+    if style == "direct":
         budgets, max_tokens = (None,), min(max_tokens, answer)
     if not template.think and any(b is not None for b in budgets):
         raise BadInput(f"budgets {list(budgets)} cap thinking, and this model does not think; set model.think: true")
@@ -89,17 +88,20 @@ async def evaluate(
     results = await gather_all(
         one(problem, ids, k) for problem, ids in zip(problems, prompts, strict=True) for k in range(samples)
     )
+    rows = [results[i * samples : (i + 1) * samples] for i in range(len(problems))]
     by_budget = {
         budget: [
-            Group(problem, [r[budget] for r in results[i * samples : (i + 1) * samples]], EVAL_STEP)
-            for i, problem in enumerate(problems)
+            Group(problem, [chains[budget] for chains in row], EVAL_STEP)
+            for problem, row in zip(problems, rows, strict=True)
         ]
         for budget in setup.budgets
     }
-    labels = {"model": model, "split": split, "prompt": style, "temperature": temperature, "k": samples}
-    text_of = template.response_text
+    cell = partial(
+        make_cell, text_of=template.response_text, ks=ks, model=model, split=split, style=style,
+        temperature=temperature, samples=samples,
+    )  # fmt: skip
     cells = [
-        make_cell([g for g in by_budget[budget] if g.problem.task == task], text_of, ks, budget=budget, **labels)
+        cell([group for group in by_budget[budget] if group.problem.task == task], budget=budget)
         for task in dict.fromkeys(problem.task for problem in problems)
         for budget in dict.fromkeys(budgets)
     ]
@@ -134,8 +136,12 @@ def make_cell(
     text_of: Callable[[Chain], str],
     ks: Sequence[int] | None = None,
     *,
+    model: str,
+    split: str,
+    style: Style,
     budget: int | None,
-    **labels: Any,
+    temperature: float,
+    samples: int,
 ) -> dict[str, Any]:
     """One evaluation cell from scored groups of one task. Samples that errored or were skipped are left out.
 
@@ -152,10 +158,13 @@ def make_cell(
     ks = sorted({k for k in ks if k <= most}) if ks is not None else _powers(most)
     outcomes = [[_correct(chain) for chain in group] for group in judged]
     return {
-        "model": labels.pop("model", ""),
+        "model": model,
         "task": groups[0].problem.task,
-        **labels,
+        "split": split,
+        "prompt": style,
         "budget": budget,
+        "k": samples,
+        "temperature": temperature,
         "n_problems": sum(map(bool, judged)),
         "n_samples": len(chains),
         **pass_at_1(outcomes),
