@@ -107,6 +107,8 @@ class TransformersSampler:
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
+        for row in self._pending:  # of a flush that was cancelled before it began
+            row.future.cancel()
         self._thread.shutdown(wait=True)
 
     async def _flush(self) -> None:

@@ -54,6 +54,7 @@ class FakeSampler:
     def logprobs(self, last: int, temperature: float) -> np.ndarray:
         """Log-probabilities [vocab] of the token after `last`."""
         logits = self.table[last] / (temperature or 1.0)
+        logits -= logits.max()
         return logits - np.log(np.exp(logits).sum())
 
     def _draw(self, last: int, params: SamplingParams) -> tuple[list[int], list[float]]:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from rewards.answer import final_answer
 from rewards.errors import BadInput, Fault
-from rewards.types import Problem, Score
+from rewards.types import Problem, Score, Status
 from rollout.chain import bare_chain
 from rollout.evaluate import (
     evaluate,
@@ -104,7 +104,7 @@ class TestMajority:
 def a_group(name: str, corrects: list[bool | None], difficulty: float = 0.0, task: str = "toy") -> Group:
     chains = []
     for k, correct in enumerate(corrects):
-        status = "error" if correct is None else "ok" if correct else "unparsed"
+        status: Status = "error" if correct is None else "ok" if correct else "unparsed"
         score = Score(None if correct is None else float(correct), bool(correct), status)
         chains.append(bare_chain(f"0/{name}/{k}", name, [1]).with_score(score))
     return Group(Problem(name, task, "2", 2, name, difficulty), chains)
@@ -115,7 +115,10 @@ class TestPairedGain:
         rng = np.random.default_rng(1)
         before = [a_group(f"p{i}", list(rng.random(4) < 0.4)) for i in range(30)]
         after = [a_group(f"p{i}", list(rng.random(4) < 0.6)) for i in range(30)]
-        rates = [np.array([np.mean([c.score.correct for c in g.chains]) for g in groups]) for groups in (before, after)]
+        rates = [
+            np.array([np.mean([c.score == Score(1.0, True, "ok") for c in g.chains]) for g in groups])
+            for groups in (before, after)
+        ]
         gain = paired_gain(before, after[::-1])
         assert gain["pass@1"] == pytest.approx(np.mean(rates[1] - rates[0]))
         reference = stats.bootstrap((rates[1] - rates[0],), np.mean, method="percentile", rng=2).confidence_interval
@@ -157,7 +160,7 @@ NEEDS = {need: need for need in (2, 12, 22, 32)}
 
 
 async def run(sampler: Any, pool: Any = None, **options: Any) -> Any:
-    settings = {
+    settings: dict[str, Any] = {
         "problems": PROBLEMS,
         "template": TEMPLATE,
         "spec_of": lambda p: None,
@@ -254,8 +257,7 @@ def cell_of(groups: list[Group], texts: dict[str, str] | None = None, ks: list[i
     def text_of(chain: Chain) -> str:
         return texts[chain.id] if texts else "5"
 
-    labels = {"model": "m", "split": "test", "style": "cot", "temperature": 1.0, "samples": 5}
-    return make_cell(groups, text_of, ks, budget=None, **labels)  # type: ignore[arg-type]
+    return make_cell(groups, text_of, ks, model="m", split="test", style="cot", budget=None, temperature=1.0, samples=5)
 
 
 def test_errored_samples_are_left_out() -> None:

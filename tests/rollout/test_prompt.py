@@ -28,7 +28,8 @@ def words(text: str) -> list[int]:
 
 
 def template(**options: Any) -> Template:
-    return Template(word_tokenizer(), **({"think": True, "stop_ids": (EOS,)} | options))
+    settings: dict[str, Any] = {"think": True, "stop_ids": (EOS,)} | options
+    return Template(word_tokenizer(), **settings)
 
 
 def chat_template(source: str, **options: Any) -> Template:
@@ -36,7 +37,8 @@ def chat_template(source: str, **options: Any) -> Template:
         [*WORDS, "<|im_start|>user", "<|im_start|>assistant", "<|im_start|>system", "<|im_end|>"]
     )
     tokenizer.chat_template = source
-    return Template(tokenizer, **({"think": True, "stop_ids": (EOS,)} | options))
+    settings: dict[str, Any] = {"think": True, "stop_ids": (EOS,)} | options
+    return Template(tokenizer, **settings)
 
 
 def a_chain(prompt: list[int], response: list[int]) -> Chain:
