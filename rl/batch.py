@@ -1,0 +1,187 @@
+"""Scored groups -> training tokens -> packed micro-batches. The only place that shifts tokens.
+
+Two index spaces. A *row* is one trained token: [N] vectors of a TrainBatch hold a number for each row, chain after
+chain, and logprobs[n] scores the token of row n. A *position* is a slot of a packed forward pass, [T]: row n is
+predicted by the position one before its token, named by `MicroBatch.predictors`. Nothing else knows about the shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.errors import Fault
+from rollout.types import Chain, Group
+
+Estimator = Callable[[Tensor, Tensor], Tensor]
+"""(rewards [S] float64, group_ids [S]) -> advantages [S]."""
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Chains of one step with one row for each sampled token. S = chains kept, N = rows."""
+
+    token_ids: list[Tensor]  # S of [T_s] int64, prompt first
+    row_bounds: list[int]  # [S + 1]: rows of chain s are row_bounds[s] to row_bounds[s + 1]
+    targets: Tensor  # [N] int64, the token of each row
+    indices: Tensor  # [N] int64, where in its chain the token stands (1 or more)
+    sequence_ids: Tensor  # [N] int64, which chain
+    sampler_logprobs: Tensor  # [N] float32, NaN where the sampler gave none
+    ages: Tensor  # [N] int64, versions between the token's weights and the current ones
+    group_ids: list[int]  # [S], ascending
+    advantages: Tensor  # [S] float32, zeros until estimated
+    dropped: int = 0  # chains whose group had fewer than two left
+    no_variance: int = 0  # groups whose advantages are all zero
+
+    @property
+    def fresh(self) -> Tensor:
+        """[N] bool: sampled from the weights that the learner has now."""
+        return self.ages == 0
+
+    @property
+    def sequences(self) -> list[int]:
+        """Every chain's index, 0 to S - 1."""
+        return list(range(len(self.token_ids)))
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The same batch with every tensor on a device; micro-batches are made where their batch is."""
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, token_ids=[ids.to(device) for ids in self.token_ids], **moved)
+
+    def rows_of(self, sequences: Sequence[int]) -> Tensor:
+        """The rows of some chains, in their order, [n] int64."""
+        spans = [torch.arange(self.row_bounds[s], self.row_bounds[s + 1]) for s in sequences]
+        return _cat(spans).to(self.targets.device)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: S chains end to end without padding, T positions, N rows."""
+
+    input_ids: Tensor  # [1, T] int64
+    position_ids: Tensor  # [1, T] int64, restarts at 0 with each chain
+    cu_seq_lens: Tensor  # [S + 1] int32, e.g. [0, 120, 310]
+    lengths: list[int]  # [S]
+    predictors: Tensor  # [N] int64, the position whose output predicts each row
+    rows: Tensor  # [N] int64, the rows in the TrainBatch
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest chain."""
+        return max(self.lengths)
+
+
+def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> TrainBatch:
+    """Training rows of the scored chains of one step.
+
+    Chains without a reward (error, skipped) leave; a group with fewer than two left is dropped, its chains are counted.
+    """
+    kept: list[Chain] = []
+    rewards: list[float] = []
+    group_ids: list[int] = []
+    dropped = 0
+    for group_id, group in enumerate(groups):
+        scored = [(c, c.score.value) for c in group.chains if c.score is not None and c.score.value is not None]
+        if len(scored) < 2:
+            dropped += len(scored)
+            continue
+        for chain, value in scored:
+            kept.append(chain)
+            rewards.append(value)
+            group_ids.append(group_id)
+    batch = flatten(kept, version, group_ids)
+    advantages = estimate(torch.tensor(rewards, dtype=torch.float64), torch.tensor(group_ids, dtype=torch.long))
+    with_signal = {g for g, a in zip(group_ids, advantages.tolist(), strict=True) if a != 0.0}
+    return replace(batch, advantages=advantages.float(), dropped=dropped, no_variance=len(set(group_ids) - with_signal))
+
+
+def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None = None) -> TrainBatch:
+    """Rows of some chains, without advantages. What is trained comes from `sampled` alone, never from token ids: the
+    end-of-sequence token is trained also where it is the padding token.
+
+    Raises Fault for a chain whose first token is marked as sampled: nothing predicts it.
+    """
+    indices = [_sampled_indices(chain) for chain in chains]
+    counts = [len(i) for i in indices]
+    token_ids = [torch.tensor(chain.token_ids, dtype=torch.long) for chain in chains]
+    logprobs = [torch.tensor(chain.sampler_logprobs, dtype=torch.float32) for chain in chains]
+    ages = [version - torch.tensor(chain.token_versions(), dtype=torch.long) for chain in chains]
+    return TrainBatch(
+        token_ids=token_ids,
+        row_bounds=[0, *accumulate(counts)],
+        targets=_pick(token_ids, indices),
+        indices=_cat(indices),
+        sequence_ids=torch.repeat_interleave(torch.arange(len(chains)), torch.tensor(counts, dtype=torch.long)),
+        sampler_logprobs=_pick(logprobs, indices).float(),
+        ages=_pick(ages, indices),
+        group_ids=list(range(len(chains))) if group_ids is None else group_ids,
+        advantages=torch.zeros(len(chains)),
+    )
+
+
+def split_minibatches(batch: TrainBatch, n: int) -> list[list[int]]:
+    """Chain indices of at most `n` minibatches of whole groups, as equal in groups as can be; none is empty."""
+    groups = sorted(set(batch.group_ids))
+    n = min(n, len(groups))
+    part_of = {group: i * n // len(groups) for i, group in enumerate(groups)}
+    parts: list[list[int]] = [[] for _ in range(n)]
+    for sequence, group in enumerate(batch.group_ids):
+        parts[part_of[group]].append(sequence)
+    return parts
+
+
+def pack(batch: TrainBatch, sequences: Sequence[int], tokens_per_microbatch: int) -> list[MicroBatch]:
+    """Micro-batches of at most `tokens_per_microbatch` tokens, chains in their order; a longer chain has its own.
+
+    Chains without a trained token are left out.
+    """
+    bins: list[list[int]] = []
+    room = 0
+    for s in sequences:
+        length = len(batch.token_ids[s])
+        if batch.row_bounds[s] == batch.row_bounds[s + 1]:
+            continue
+        if not bins or length > room:
+            bins.append([])
+            room = tokens_per_microbatch
+        bins[-1].append(s)
+        room -= length
+    return [_micro_batch(batch, part) for part in bins]
+
+
+def _micro_batch(batch: TrainBatch, sequences: list[int]) -> MicroBatch:
+    device = batch.targets.device
+    lengths = [len(batch.token_ids[s]) for s in sequences]
+    starts = [0, *accumulate(lengths)]
+    # The one shift: the token at index t of its chain is predicted by the output at t - 1.
+    predictors = [
+        batch.indices[batch.row_bounds[s] : batch.row_bounds[s + 1]] - 1 + start
+        for s, start in zip(sequences, starts[:-1], strict=True)
+    ]
+    return MicroBatch(
+        input_ids=torch.cat([batch.token_ids[s] for s in sequences]).unsqueeze(0),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device),
+        cu_seq_lens=torch.tensor(starts, dtype=torch.int32, device=device),
+        lengths=lengths,
+        predictors=torch.cat(predictors),
+        rows=batch.rows_of(sequences),
+    )
+
+
+def _sampled_indices(chain: Chain) -> Tensor:
+    if chain.sampled and chain.sampled[0]:
+        raise Fault(f"chain {chain.id}: its first token is marked as sampled, but nothing predicts it")
+    return torch.tensor(chain.sampled, dtype=torch.bool).nonzero().squeeze(-1)
+
+
+def _pick(values: list[Tensor], indices: list[Tensor]) -> Tensor:
+    return _cat([value[index] for value, index in zip(values, indices, strict=True)])
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

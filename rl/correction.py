@@ -1,0 +1,39 @@
+"""Weights for the gap between the policy that sampled a token and the learner's copy of it (old / sampler)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Importance weights and what to log about them."""
+
+    weights: Tensor  # [T], without gradient; 0 = the token is dropped
+    metrics: dict[str, Tensor]  # sums over tokens, each a scalar
+
+
+def usable(sampler_logprobs: Tensor, mode: str) -> Tensor:
+    """Which tokens can be trained under a mode, [T] bool: `token` needs a finite sampler logprob, `none` nothing."""
+    return torch.isfinite(sampler_logprobs) if mode == "token" else torch.ones_like(sampler_logprobs, dtype=torch.bool)
+
+
+def no_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
+    """Mode `none`: all ones, [T]."""
+    return Correction(torch.ones_like(old_logprobs).detach(), {})
+
+
+def token_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
+    """Mode `token`: min(old / sampler, maximum), [T]; truncated importance sampling, Yao et al. 2025.
+
+    A token without a finite sampler logprob gets weight 0 and is counted as `missing`.
+    """
+    known = torch.isfinite(sampler_logprobs)
+    gap = torch.where(known, (old_logprobs - sampler_logprobs).detach(), torch.zeros_like(old_logprobs).detach())
+    ratio = gap.clamp(max=20.0).exp()
+    weights = torch.where(known, ratio.clamp(max=maximum), torch.zeros_like(ratio))
+    metrics = {"missing": (~known).sum(), "truncated": (known & (ratio > maximum)).sum(), "weight": weights.sum()}
+    return Correction(weights, metrics)

@@ -1,0 +1,58 @@
+"""Log-probabilities of given tokens, the only place where the learner divides logits by the temperature."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**26
+"""Logits that may exist at once in `head_logprobs` (256 MiB in fp32)."""
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """ln softmax(logits / temperature)[target] and the entropy (nats, without gradient); [N, V], [N] -> [N], [N]."""
+    scaled = _upcast(logits) / temperature
+    all_logprobs = scaled.log_softmax(-1)
+    picked = all_logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        entropy = torch.special.entr(all_logprobs.exp()).sum(-1)
+    return picked, entropy
+
+
+def head_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    bias: Tensor | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """token_logprobs of the output head; hidden [N, H], weight [V, H], targets [N], bias [V] -> [N], [N].
+
+    The head runs in fp32: bf16 logits are too coarse for ratios. More than `chunk_elements` logits are made chunk by
+    chunk, and again in the backward pass.
+    """
+    rows = max(1, chunk_elements // weight.shape[0])
+    if len(targets) <= rows:
+        return _head(hidden, weight, bias, targets, temperature)
+    parts = [
+        checkpoint(_head, part, weight, bias, wanted, temperature, use_reentrant=False, preserve_rng_state=False)
+        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def _head(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    # Weights as the server holds them (rounded to the compute dtype), the product in fp32.
+    weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(_upcast(hidden), _upcast(weight), None if bias is None else _upcast(bias))
+    return token_logprobs(logits, targets, temperature)
+
+
+def _upcast(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,55 @@
+"""Algorithms as data: a name stands for a row of choices, and nothing else in the code asks for the name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from rewards.errors import BadInput
+from rl.config import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised: names of functions (the learner's tables resolve them) and their numbers."""
+
+    loss: str
+    advantage: str
+    aggregation: str
+    clip_low: float
+    clip_high: float
+    kl_weight: float
+    kl_place: Literal["loss"]
+    correction: str
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen copy of the starting policy must be held."""
+        return self.kl_weight > 0
+
+
+PRESETS: dict[str, Objective] = {
+    "grpo": Objective(
+        loss="clip",
+        advantage="group_norm",
+        aggregation="sequence_mean",
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_weight=0.0,
+        kl_place="loss",
+        correction="none",
+    ),
+}
+"""Rows of the table in docs/algorithms.md."""
+
+
+def resolve_objective(algorithm: str, overrides: ObjectiveConfig) -> Objective:
+    """The preset with the overrides that are not null.
+
+    Raises BadInput for an unknown algorithm.
+    """
+    if algorithm not in PRESETS:
+        raise BadInput(f"algorithm={algorithm!r} is unknown; choose one of {', '.join(sorted(PRESETS))}")
+    known = {field.name for field in fields(Objective)}
+    given = {name: value for name, value in overrides.model_dump(exclude_none=True).items() if name in known}
+    return replace(PRESETS[algorithm], **given)
