@@ -36,6 +36,7 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.ready: set[str] = set()  # keys of the rewards that are loaded and warm
         self._process = process
+        self._killed = False
         self._stderr = b""
         self._drain = asyncio.create_task(self._keep_last_lines())
 
@@ -52,7 +53,8 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        """False from the moment it is killed: the exit code comes later."""
+        return not self._killed and self._process.returncode is None
 
     @property
     def last_words(self) -> str:
@@ -90,6 +92,7 @@ class Worker:
     def kill(self) -> None:
         """Kill the process and whatever it started."""
         if self.alive:
+            self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -124,7 +127,7 @@ Slot: TypeAlias = "asyncio.Task[Worker]"
 
 
 class RewardPool:
-    """Scores responses in `workers` processes; one more is kept warm as the spare.
+    """Scores responses in `workers` processes; spares are kept warm beside them, one for every four.
 
     time_limit: seconds an item may take. memory_gb: address space a worker may add to what the loaded rewards take.
     load_limit: seconds a reward may take to load.
@@ -138,9 +141,10 @@ class RewardPool:
         self._specs: dict[str, Any] = {}  # every reward that has loaded once, by its key
         self._warm_ups: dict[str, dict[str, Any] | None] = {}  # key -> item to call it on after loading; None = don't
         self._slots: set[Slot] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Queue[Slot] = asyncio.Queue()
-        self._spare: Slot | None = None
-        self._alone = asyncio.Lock()
+        self._spares: asyncio.Queue[Slot] = asyncio.Queue()
+        self._open = False
         self._closed = False
 
     async def __aenter__(self) -> RewardPool:
@@ -204,12 +208,9 @@ class RewardPool:
     async def aclose(self) -> None:
         """End every worker and wait until they are gone."""
         self._closed = True
-        slots = list(self._slots)
-        for slot in slots:
-            slot.cancel()  # no effect on those that have started
-        started = await asyncio.gather(*slots, return_exceptions=True)
-        await asyncio.gather(*(worker.close() for worker in started if isinstance(worker, Worker)))
-        self._slots.clear()
+        for slot in list(self._slots):
+            self._drop(slot)
+        await asyncio.gather(*self._endings)
 
     async def _on_idle(self, spec: Any, line: bytes) -> dict[str, Any]:
         slot = await self._take()
@@ -222,34 +223,34 @@ class RewardPool:
 
     async def _on_spare(self, spec: Any, line: bytes) -> dict[str, Any]:
         """The second try, alone in a process that has seen no other response."""
-        async with self._alone:
-            slot = self._spare if self._spare and _usable(self._spare) else self._launch()
-            self._spare = self._launch()  # warms up while this one works
-            try:
-                worker = await _worker(slot)
-                await self._prepare(worker, spec)
-                return await worker.ask(line, self._time_limit)
-            finally:
-                self._drop(slot)
+        slot = self._revive(await self._spares.get())
+        successor = self._launch()  # warms up while this one works
+        try:
+            worker = await _worker(slot)
+            await self._prepare(worker, spec)
+            return await worker.ask(line, self._time_limit)
+        finally:
+            self._drop(slot)
+            self._spares.put_nowait(successor)
 
     async def _take(self) -> Slot:
-        if self._spare is None:  # the first use
-            self._spare = self._launch()
-            for _ in range(self._workers):
-                self._idle.put_nowait(self._launch())
-        slot = await self._idle.get()
+        if not self._open:  # the first use
+            self._open = True
+            for queue, count in ((self._idle, self._workers), (self._spares, max(1, self._workers // 4))):
+                for _ in range(count):
+                    queue.put_nowait(self._launch())
+        return self._revive(await self._idle.get())
+
+    def _revive(self, slot: Slot) -> Slot:
+        """The slot, or a new one where its worker is dead."""
         if _usable(slot):
             return slot
         self._drop(slot)
         return self._launch()
 
     def _give_back(self, slot: Slot) -> None:
-        if self._closed:
-            return
-        if not _usable(slot):
-            self._drop(slot)
-            slot = self._launch()  # in the background, so that the next item finds it warm
-        self._idle.put_nowait(slot)
+        if not self._closed:
+            self._idle.put_nowait(self._revive(slot))  # a new worker warms up before the next item comes
 
     def _launch(self) -> Slot:
         if self._closed:
@@ -259,10 +260,11 @@ class RewardPool:
         return slot
 
     def _drop(self, slot: Slot) -> None:
+        """End a slot's worker, started or not, in the background."""
         self._slots.discard(slot)
-        slot.cancel()  # no effect when it has started
-        if _usable(slot):
-            slot.result().kill()
+        ending = asyncio.create_task(_end(slot))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     async def _fresh(self) -> Worker:
         """A new worker with every known reward loaded."""
@@ -304,6 +306,13 @@ class RewardPool:
 
 async def _worker(slot: Slot) -> Worker:
     return slot.result() if slot.done() else await asyncio.shield(slot)
+
+
+async def _end(slot: Slot) -> None:
+    slot.cancel()  # no effect on one that has started
+    (worker,) = await asyncio.gather(slot, return_exceptions=True)
+    if isinstance(worker, Worker):
+        await worker.close()
 
 
 def _usable(slot: Slot) -> bool:

@@ -89,7 +89,7 @@ def _named(name: str) -> Any:
     known = sorted({*BUILT_IN, *points})
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    raise BadInput(f"unknown reward {name!r}; {hint} Your own: module:function or path/file.py:function")
+    raise BadInput(f"unknown reward {name!r}; {hint} (or your own: module:function, path/file.py:function)")
 
 
 def _from_module(name: str, spec: str) -> ModuleType:

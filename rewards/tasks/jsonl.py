@@ -90,12 +90,7 @@ def _read(path: Path) -> Iterator[Row]:
 
 
 def _row(where: str, task: str, number: int, line: bytes) -> tuple[Problem, Split | None]:
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: broken JSON ({error}); each line must be one object") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"{where}: {type(row).__name__} instead of an object with prompt and answer")
+    row = parse_object(where, line)
     row = {name: value for name, value in row.items() if value is not None}
     _check(where, row)
     prompt, split = row["prompt"], row.get("split")
@@ -111,6 +106,19 @@ def _row(where: str, task: str, number: int, line: bytes) -> tuple[Problem, Spli
         meta={name: value for name, value in row.items() if name not in KNOWN | {"split"}},
     )
     return problem, split
+
+
+def parse_object(where: str, line: bytes) -> dict[str, Any]:
+    """One line of JSONL. Raises BadInput that names the line where it is no JSON object."""
+    try:
+        row = json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{where}: broken JSON (column {error.pos + 1}: {error.msg}); write one object a line") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"{where}: broken JSON ({error}); write one object a line") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"{where}: {type(row).__name__} instead of an object")
+    return row
 
 
 def _check(where: str, row: dict[str, Any]) -> None:

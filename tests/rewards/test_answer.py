@@ -95,7 +95,7 @@ HUGE = [
 def test_a_megabyte_costs_linear_time(text: str) -> None:
     start = time.process_time()
     final_answer(text)
-    assert time.process_time() - start < 3.0  # a quadratic finder takes minutes
+    assert time.process_time() - start < 5.0  # a quadratic finder takes minutes
 
 
 def test_after_thinking_keeps_a_response_without_tags() -> None:

@@ -57,6 +57,12 @@ def once(response, problem):
     return True
 def step(completions, completion_ids, trainer_state, **columns):
     return [completion_ids[0][0] + trainer_state.global_step]
+def leave_a_child(response, problem):
+    if response == "leave":
+        child = subprocess.Popen(["sleep", "20"], start_new_session=True)
+        print(child.pid, file=open("left.pid", "w"), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
 def shout(response, problem):
     print("last words", file=sys.stderr, flush=True)
 '''
@@ -209,6 +215,14 @@ async def test_children_of_a_killed_worker_end_with_it(pool: RewardPool, here: P
     pytest.fail("the child of a killed worker lives on")
 
 
+async def test_a_process_that_escaped_holds_nothing_up(pool: RewardPool, here: Path) -> None:
+    start = time.monotonic()
+    assert (await pool.score("x", "leave", problem(), "pool_plugin:leave_a_child")).status == "rejected"
+    await pool.aclose()
+    assert time.monotonic() - start < 10
+    os.kill(int((here / "left.pid").read_text()), signal.SIGKILL)
+
+
 async def test_a_worker_that_died_while_idle_is_replaced(pool: RewardPool) -> None:
     spec = "pool_plugin:pid"
     first = (await pool.score("x", "4", problem(), spec)).value
@@ -222,7 +236,7 @@ async def test_a_worker_that_died_while_idle_is_replaced(pool: RewardPool) -> No
 
 async def test_bombs_among_many_items_lose_no_worker(pool: RewardPool) -> None:
     spec = "pool_plugin:pid"
-    names = ["hit" if i % 20 == 0 else "fine" for i in range(200)]
+    names = ["hit" if i % 20 == 0 else "fine" for i in range(120)]
     scores = await asyncio.gather(*(pool.score(str(i), name, problem(), spec) for i, name in enumerate(names)))
     assert [score.status for score in scores] == ["rejected" if name == "hit" else "ok" for name in names]
     later = await asyncio.gather(*(pool.score("x", "fine", problem(), spec) for _ in range(50)))
