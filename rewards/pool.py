@@ -25,6 +25,7 @@ from rewards.verdict import one_line
 
 MAX_REPLY = 2**24
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+CLOSED = "the reward pool is closed"
 TICKS = 10
 WARM_UP_LIMIT = 10.0
 """Seconds the first call of a reward in a worker may take, off every item's clock."""
@@ -239,7 +240,11 @@ class RewardPool:
             for queue, count in ((self._idle, self._workers), (self._spares, max(1, self._workers // 4))):
                 for _ in range(count):
                     queue.put_nowait(self._launch())
-        return self._revive(await self._idle.get())
+        slot = await self._idle.get()
+        if self._closed:
+            self._idle.put_nowait(slot)  # for whoever else still waits
+            raise Fault(CLOSED)
+        return self._revive(slot)
 
     def _revive(self, slot: Slot) -> Slot:
         """The slot, or a new one where its worker is dead."""
@@ -249,12 +254,12 @@ class RewardPool:
         return self._launch()
 
     def _give_back(self, slot: Slot) -> None:
-        if not self._closed:
-            self._idle.put_nowait(self._revive(slot))  # a new worker warms up before the next item comes
+        """Put a slot back; where its worker is dead, a new one warms up before the next item comes."""
+        self._idle.put_nowait(slot if self._closed else self._revive(slot))
 
     def _launch(self) -> Slot:
         if self._closed:
-            raise Fault("the reward pool is closed")
+            raise Fault(CLOSED)
         slot = asyncio.create_task(self._fresh())
         self._slots.add(slot)
         return slot

@@ -130,8 +130,8 @@ async def test_a_hang_costs_two_limits_even_where_it_holds_the_interpreter(pool:
         start = time.monotonic()
         score, seconds = await pool.timed("x", name, problem(), "pool_plugin.py:bad")
         assert score.status == "rejected"
-        assert 1.0 <= seconds <= 2.0
-        assert time.monotonic() - start < 4.0
+        assert 1.0 <= seconds <= 3.0
+        assert time.monotonic() - start < 6.0
 
 
 async def test_async_rewards_are_under_the_same_clock(pool: RewardPool) -> None:
@@ -148,7 +148,7 @@ async def test_the_second_try_is_alone_in_a_fresh_worker(pool: RewardPool) -> No
 async def test_loading_and_the_first_call_are_off_the_clock(pool: RewardPool) -> None:
     score, seconds = await pool.timed("x", "4", problem(), "pool_plugin:first_call_is_slow")
     assert score.correct
-    assert seconds < 0.5
+    assert seconds < 1.0
 
 
 async def test_truncation_extras_and_missing_rewards(pool: RewardPool) -> None:
@@ -182,9 +182,11 @@ async def test_a_load_that_hangs_is_ended(here: Path) -> None:
             await pool.load("hangs.py:f")
 
 
-async def test_a_reward_that_hangs_on_its_own_answer_is_only_loaded(here: Path) -> None:
-    async with RewardPool(workers=1, load_limit=0.5) as pool:
-        scores = [await pool.score("x", "7", problem(), "pool_plugin:hangs_on_its_own_answer") for _ in range(3)]
+async def test_a_reward_that_hangs_on_its_own_answer_is_only_loaded(
+    pool: RewardPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewards.pool.WARM_UP_LIMIT", 0.5)
+    scores = [await pool.score("x", "7", problem(), "pool_plugin:hangs_on_its_own_answer") for _ in range(3)]
     assert [score.correct for score in scores] == [True, True, True]
 
 
@@ -243,12 +245,18 @@ async def test_bombs_among_many_items_lose_no_worker(pool: RewardPool) -> None:
     assert len({score.value for score in later}) == 2
 
 
-async def test_a_closed_pool_says_so() -> None:
-    pool = RewardPool(workers=1)
-    await pool.load("letters")
+async def test_a_closed_pool_says_so_to_all_who_wait(here: Path) -> None:
+    pool = RewardPool(workers=1, time_limit=30)
+    await pool.score("x", "ok", problem(), "pool_plugin:bad")
+    waiting = [asyncio.create_task(pool.score("x", "sleep", problem(), "pool_plugin:bad")) for _ in range(4)]
+    await asyncio.sleep(0.1)
     await pool.aclose()
-    with pytest.raises(Fault, match="closed"):
-        await pool.load("letters")
+    for _ in range(2):
+        with pytest.raises(Fault, match="closed"):
+            await pool.load("letters")
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+    assert all(isinstance(result, Fault) for result in results)
+    assert not children()
 
 
 async def test_a_stall_of_the_loop_makes_no_item_late() -> None:
