@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,30 +73,36 @@ REAL = ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 
 
 @pytest.fixture(params=["fake", *REAL])
-async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    sampler: Sampler
+def make_backend(request: pytest.FixtureRequest) -> Callable[[], Backend]:
+    """Makes the sampler within the test's event loop; what is slow is started here, outside of it."""
     if request.param == "fake":
-        sampler = model = FakeSampler(vocab=261, context=CONTEXT)
-    elif request.param == "transformers":
+        fake = FakeSampler(vocab=261, context=CONTEXT)
+        return lambda: Backend(fake, fake)
+    model = request.getfixturevalue("plain_model")
+    if request.param == "transformers":
         from transformers import AutoModelForCausalLM
 
         from rollout.transformers_sampler import TransformersSampler
 
-        model = request.getfixturevalue("plain_model")
         own = AutoModelForCausalLM.from_pretrained(request.getfixturevalue("poisoned_llama"))
-        sampler = TransformersSampler(own, context=CONTEXT, pad_id=EOS)  # padding is an end of sequence throughout
-    else:
-        from rollout.client import VllmClient
+        # padding is an end of sequence throughout
+        return lambda: Backend(TransformersSampler(own, context=CONTEXT, pad_id=EOS), model)
+    from rollout.client import VllmClient
 
-        model = request.getfixturevalue("plain_model")
-        server = request.getfixturevalue("vllm_server")
-        sampler = VllmClient([server.url], server.key, context=CONTEXT)
-    yield Backend(sampler, model)
-    await sampler.aclose()
+    server = request.getfixturevalue("vllm_server")
+    return lambda: Backend(VllmClient([server.url], server.key, context=CONTEXT), model)
+
+
+@pytest.fixture
+async def backend(make_backend: Callable[[], Backend]) -> AsyncIterator[Backend]:
+    made = make_backend()
+    yield made
+    await made.sampler.aclose()
 
 
 def params(**options: Any) -> SamplingParams:
-    return SamplingParams(**({"max_tokens": 16, "stop_ids": (EOS,), "seed": 11} | options))
+    settings: dict[str, Any] = {"max_tokens": 16, "stop_ids": (EOS,), "seed": 11} | options
+    return SamplingParams(**settings)
 
 
 PROMPT = [257, 97, 98, 99]
@@ -122,14 +128,14 @@ async def test_every_stop_id_ends_a_chain_and_is_its_last_token(backend: Backend
 async def test_only_stop_ids_stop(backend: Backend) -> None:
     """The end-of-sequence token of the model's files goes by where it is not asked for, also where it pads."""
     after_eos = [*PROMPT, EOS, EOS, 97]
-    done = await backend.sampler.sample(after_eos, params(stop_ids=(), max_tokens=64, temperature=3.0))
+    done = await backend.sampler.sample(after_eos, params(stop_ids=(), max_tokens=64, temperature=2.0))
     assert done.finish_reason == "length"
     assert len(done.token_ids) == 64
 
 
 async def test_an_end_of_sequence_that_pads_is_sampled_and_scored(backend: Backend) -> None:
-    """pad == eos: near-uniform sampling hits it soon, as the last token and with its log-probability."""
-    requests = [params(max_tokens=200, temperature=20.0, seed=seed) for seed in range(24)]
+    """pad == eos: hot sampling hits it soon, as the last token and with its log-probability."""
+    requests = [params(max_tokens=200, temperature=2.0, seed=seed) for seed in range(24)]
     answers = await asyncio.gather(*(backend.sampler.sample(PROMPT, p) for p in requests))
     ended = [done for done in answers if done.finish_reason == "stop"]
     assert ended
@@ -137,7 +143,7 @@ async def test_an_end_of_sequence_that_pads_is_sampled_and_scored(backend: Backe
         assert (EOS in done.token_ids) == (done.finish_reason == "stop")
         assert done.token_ids.count(EOS) == (done.token_ids[-1] == EOS)
         assert len(done.logprobs) == len(done.token_ids)
-    expected = backend.logprobs(PROMPT + ended[0].token_ids, 20.0)[-1]
+    expected = backend.logprobs(PROMPT + ended[0].token_ids, 2.0)[-1]
     assert ended[0].logprobs[-1] == pytest.approx(expected, abs=1e-5)
 
 
@@ -199,7 +205,7 @@ async def test_completions_carry_the_version_of_their_weights(backend: Backend) 
     assert done.version == backend.sampler.version
 
 
-@pytest.mark.parametrize("backend", REAL, indirect=True)
+@pytest.mark.parametrize("make_backend", REAL, indirect=True)
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
 async def test_each_way_to_truncate_is_honoured(backend: Backend, options: dict[str, float]) -> None:
     """Each alone leaves the likeliest token, so the sample is the greedy one."""
@@ -208,7 +214,7 @@ async def test_each_way_to_truncate_is_honoured(backend: Backend, options: dict[
     assert done.token_ids == greedy.token_ids
 
 
-@pytest.mark.parametrize("backend", REAL, indirect=True)
+@pytest.mark.parametrize("make_backend", REAL, indirect=True)
 @pytest.mark.parametrize("penalty", ["frequency_penalty", "presence_penalty", "repetition_penalty"])
 async def test_penalties_are_honoured(backend: Backend, penalty: str) -> None:
     """Seen tokens lose weight, so that the log-probabilities differ from the plain model's."""

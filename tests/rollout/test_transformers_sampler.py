@@ -50,6 +50,19 @@ async def sample_all(sampler: TransformersSampler, settings: list[SamplingParams
     return await asyncio.gather(*requests)
 
 
+def record_batches(sampler: TransformersSampler) -> list[int]:
+    """The number of rows of each forward pass from now on."""
+    sizes: list[int] = []
+    forward = sampler._model.forward
+
+    def recording(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    sampler._model.forward = recording
+    return sizes
+
+
 def a_row(uniforms: list[float] | None = None, made: list[int] | None = None, **options: Any) -> _Row:
     loop = asyncio.new_event_loop()
     row = _Row([1, 2], params(**options), loop.create_future(), uniforms or [0.5] * 12)
@@ -182,9 +195,7 @@ async def test_chunks_larger_than_max_batch(tiny_llama: Path, sampler: Transform
 
 
 async def test_requests_of_one_moment_share_their_batch_and_finished_rows_leave(sampler: TransformersSampler) -> None:
-    sizes: list[int] = []
-    forward = sampler._model.forward
-    sampler._model.forward = lambda **inputs: sizes.append(len(inputs["input_ids"])) or forward(**inputs)
+    sizes = record_batches(sampler)
     await sample_all(sampler, [params(n) for n in (1, 1, 3, 4, 9)])
     assert sizes == [5, 3, 3, 2, 1, 1, 1, 1, 1]
 
@@ -231,9 +242,7 @@ class TestFailures:
         assert len((await sampler.sample([97], params())).token_ids) == 12
 
     async def test_cancelled_requests_leave_the_batch(self, sampler: TransformersSampler) -> None:
-        steps: list[int] = []
-        forward = sampler._model.forward
-        sampler._model.forward = lambda **inputs: steps.append(1) or forward(**inputs)
+        steps = record_batches(sampler)
         tasks = [asyncio.create_task(sampler.sample([97], params(120, seed=s))) for s in range(3)]
         while not steps:
             await asyncio.sleep(0.001)
