@@ -1,0 +1,261 @@
+"""What samples for a run, behind one Protocol: vLLM servers (started here or elsewhere), or transformers in-process.
+
+The contract that both keep: whoever has just (re)started is pushed to before its first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+from rewards.errors import BadInput, Fault
+from rl.build import Setup
+from rl.config import Config
+from rl.rundir import RunDir
+from rl.sync import FilePush, LocalPush, PushStats, WeightSource
+from rollout.client import ServerDown, VllmClient
+from rollout.control import ServerControl
+from rollout.server.argv import ServerSpec
+from rollout.server.hardware import Hardware
+from rollout.server.middleware import KEY_VARIABLE
+from rollout.server.process import ServerProcess, free_port, write_server_json
+from rollout.types import Sampler
+
+OnWait = Callable[[float, str], None]
+"""Called while a server starts: seconds so far, newest log line."""
+
+REMOTE_WAITS = 60
+"""Times, 5 s apart, that a server elsewhere is asked whether it is back."""
+
+
+class Backend(Protocol):
+    """Samples chains with the newest pushed weights."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """What answers requests now; another object after `recover`."""
+        ...
+
+    async def start(self, on_wait: OnWait | None = None) -> None:
+        """Start what has to be started and wait until it is healthy."""
+        ...
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        """Make `version` the weights that answer the next request."""
+        ...
+
+    async def recover(self, reason: str) -> None:
+        """After ServerDown: serve again (the caller pushes before it samples), or raise Fault."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop and reap everything that was started."""
+        ...
+
+
+class VllmBackend:
+    """One vLLM server started here, watched, and started again when it dies."""
+
+    def __init__(self, config: Config, run: RunDir, hardware: Hardware, context: int) -> None:
+        self.config, self.run, self.hardware, self.context = config, run, hardware, context
+        self.key = secrets.token_urlsafe(24)
+        self.restarts = 0
+        self.sync_dir = Path(tempfile.mkdtemp(prefix="ponder-", dir=check_sync_dir(config.sync.dir)))
+        self.process: ServerProcess | None = None
+        self.client: VllmClient | None = None
+
+    @property
+    def sampler(self) -> VllmClient:
+        """The client of the server that runs now."""
+        assert self.client is not None, "start() comes first"
+        return self.client
+
+    async def start(self, on_wait: OnWait | None = None) -> None:
+        """Start the server and wait until it is healthy."""
+        self.process = await ServerProcess.start(
+            server_spec(self.config, self.context, str(self.sync_dir), load_format="dummy"),
+            log=self.run.path / "server.log",
+            key=self.key,
+            hardware=self.hardware,
+            owned_dirs=(self.sync_dir,),
+            timeout=self.config.server.start_timeout,
+            on_wait=on_wait,
+        )
+        write_server_json(self.run.server, [self.process])
+        timeout = self.config.rollout.request_timeout
+        self.client = VllmClient([self.process.url], self.key, context=self.context, timeout=timeout)
+        self.control = ServerControl(self.process.url, self.key)
+        self.pusher = FilePush([self.control], self.sync_dir)
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        """Push through a file in the sync directory."""
+        stats = await self.pusher.push(source, version)
+        self.sampler.version = version
+        return stats
+
+    async def recover(self, reason: str) -> None:
+        """Start the server again, up to server.max_restarts times."""
+        assert self.process is not None
+        self.restarts += 1
+        last = " | ".join(self.process.tail(3))
+        if self.restarts > self.config.server.max_restarts:
+            raise Fault(f"the vLLM server died {self.restarts} times ({reason}); last lines of its log: {last}")
+        print(f"ponder: vLLM server lost ({reason}); starting it again. Its last lines: {last}", file=sys.stderr)
+        await self._close_client()
+        await self.process.stop()
+        await self.start()
+
+    async def aclose(self) -> None:
+        """Stop the server and remove the sync directory."""
+        await self._close_client()
+        if self.process is not None:
+            await self.process.stop()
+        shutil.rmtree(self.sync_dir, ignore_errors=True)
+
+    async def _close_client(self) -> None:
+        if self.client is not None:
+            await self.client.aclose()
+            await self.control.aclose()
+
+
+class RemoteBackend:
+    """vLLM servers that someone else started (`ponder serve`) and that see `sync.dir`."""
+
+    def __init__(self, config: Config, context: int) -> None:
+        urls = config.rollout.servers
+        key = os.environ.get(KEY_VARIABLE, "")
+        if not key:
+            raise BadInput(f"rollout.servers={urls} need their key in the environment variable {KEY_VARIABLE}")
+        self.urls = urls
+        self.sampler = VllmClient(urls, key, context=context, timeout=config.rollout.request_timeout)
+        self.controls = [ServerControl(url, key) for url in urls]
+        self.pusher = FilePush(self.controls, check_sync_dir(config.sync.dir))
+
+    async def start(self, on_wait: OnWait | None = None) -> None:
+        """See that every server answers."""
+        for control in self.controls:
+            try:
+                await control.health()
+            except ServerDown as error:
+                raise BadInput(f"rollout.servers: {error}; start it with `ponder serve`") from None
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        """Push to every server through the shared directory."""
+        stats = await self.pusher.push(source, version)
+        self.sampler.version = version
+        return stats
+
+    async def recover(self, reason: str) -> None:
+        """Wait for a restarted server; who restarts it is not our business."""
+        for _ in range(REMOTE_WAITS):
+            try:
+                for control in self.controls:
+                    await control.health()
+                return
+            except ServerDown:
+                await asyncio.sleep(5)
+        raise Fault(f"rollout.servers={self.urls} did not come back within {5 * REMOTE_WAITS} s ({reason})")
+
+    async def aclose(self) -> None:
+        """Close sockets; the servers go on."""
+        await self.sampler.aclose()
+        for control in self.controls:
+            await control.aclose()
+
+
+class LocalBackend:
+    """Transformers in this process: no server, bit-exact runs."""
+
+    def __init__(self, config: Config, context: int, pad_id: int) -> None:
+        from rl.model import load_policy
+        from rollout.transformers_sampler import TransformersSampler
+
+        # sdpa, since decoding needs a cache and a mask, which the learner's packed attention refuses
+        model, _ = load_policy(config.model.path, config.model.dtype, config.seed, attention="sdpa")
+        self.sampler = TransformersSampler(model, context=context, pad_id=pad_id)
+        self.pusher = LocalPush(self.sampler)
+
+    async def start(self, on_wait: OnWait | None = None) -> None:
+        """Nothing to start."""
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        """Copy the weights into the sampler's own model."""
+        return await self.pusher.push(source, version)
+
+    async def recover(self, reason: str) -> None:
+        """An in-process sampler does not die alone."""
+        raise Fault(f"the transformers sampler failed: {reason}")
+
+    async def aclose(self) -> None:
+        """End the sampler's thread."""
+        await self.sampler.aclose()
+
+
+class ReplayBackend:
+    """For --replay: chains come from a file, so nothing samples and a push has nowhere to go."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """There is none."""
+        raise Fault("a replayed run does not sample")
+
+    async def start(self, on_wait: OnWait | None = None) -> None:
+        """Nothing to start."""
+
+    async def push(self, source: WeightSource, version: int) -> PushStats:
+        """Nothing to send to."""
+        return PushStats(seconds=0.0, bytes=0)
+
+    async def recover(self, reason: str) -> None:
+        """Nothing can be lost."""
+        raise Fault(reason)
+
+    async def aclose(self) -> None:
+        """Nothing was started."""
+
+
+def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
+    """The back end that the configuration asks for, not started yet."""
+    config = setup.config
+    if replay:
+        return ReplayBackend()
+    if config.sampler == "transformers":
+        return LocalBackend(config, setup.context, setup.template.stop_ids[0])
+    if config.rollout.servers:
+        return RemoteBackend(config, setup.context)
+    return VllmBackend(config, run, setup.hardware, setup.context)
+
+
+def server_spec(
+    config: Config, context: int, sync_dir: str | None, load_format: Literal["auto", "dummy"]
+) -> ServerSpec:
+    """The server that a training configuration asks for."""
+    server = config.server
+    return ServerSpec(
+        model=config.model.path,
+        dtype=config.model.dtype,
+        max_model_len=context,
+        seed=config.seed,
+        port=server.port or free_port(),
+        sync_dir=sync_dir,
+        load_format=load_format,
+        kv_cache_gb=server.kv_cache_gb,
+        gpu_memory_utilization=server.gpu_memory_utilization,
+        eager=server.eager,
+        threads=server.threads,
+    )
+
+
+def check_sync_dir(directory: str) -> Path:
+    """`sync.dir` as a path, or BadInput where it can't be written."""
+    path = Path(directory)
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        raise BadInput(f"sync.dir={directory} is not a directory that can be written; name one that both sides see")
+    return path

@@ -1,0 +1,148 @@
+"""From a configuration to the parts of a run. `prepare` does what is cheap, so that bad input is refused before anything
+heavy starts; the rest is built once that holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewards.errors import BadInput
+from rewards.pool import RewardPool
+from rewards.tasks import Task, load_task
+from rewards.types import Problem, Split
+from rl.config import Config
+from rollout.budget import Budget
+from rollout.prompt import Template, read_json
+from rollout.server.hardware import Hardware, probe
+
+if TYPE_CHECKING:  # torch and transformers load when the learner is built
+    from rl.learner import Learner
+    from rl.sync import WeightSource
+
+PROBLEMS_SCANNED = 2000
+"""Prompts that are tokenized before the run to find the longest."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that is known before something heavy starts."""
+
+    config: Config
+    task: Task
+    template: Template
+    context: int  # tokens of the longest prompt + rollout.max_tokens: the server's --max-model-len
+    hardware: Hardware
+
+    def problems(self, step: int) -> list[Problem]:
+        """The training problems of one step (from 1): a pure function of the step, so there is no position to save."""
+        count = self.config.rollout.problems
+        return [self.task.problem((step - 1) * count + i, "train") for i in range(count)]
+
+    def eval_problems(self, split: Split) -> list[Problem]:
+        """The first `eval.problems` of a split, or all where it has fewer."""
+        size = self.task.size(split)
+        count = self.config.eval.problems if size is None else min(size, self.config.eval.problems)
+        return [self.task.problem(i, split) for i in range(count)]
+
+    def spec_of(self, problem: Problem) -> Any:
+        """The reward that scores a problem: the configuration's, else the row's own, else the task's."""
+        return problem.reward or self.task.reward if self.config.reward is None else self.config.reward
+
+    def reward_specs(self) -> list[Any]:
+        """Every reward that this run may use."""
+        return [self.config.reward] if self.config.reward is not None else self.task.rewards
+
+    @property
+    def budget(self) -> Budget | None:
+        """The thinking budget of training chains."""
+        budget = self.config.budget
+        return None if budget.think is None else Budget(budget.think, budget.answer)
+
+    def fingerprint(self) -> str:
+        """What a resumed run must find unchanged: the first training problems and the sizes of the splits."""
+        keys = [self.task.problem(i, "train").key for i in range(16)]
+        sizes = [self.task.size(split) for split in ("train", "val", "test")]
+        return hashlib.sha256(repr((keys, sizes)).encode()).hexdigest()[:16]
+
+
+def prepare(config: Config) -> Setup:
+    """Check task, tokenizer, model directory and prompt lengths. Raises BadInput."""
+    task = load_task(config.task, seed=config.seed)
+    template = Template.load(config.model.path, think=config.model.think, system_prompt=config.model.system_prompt)
+    setup = Setup(config, task, template, 0, probe())
+    if config.eval.every > 0:
+        for split in ("val", "test"):
+            if not setup.eval_problems(split):
+                raise BadInput(
+                    f"task {task.name} has no {split} problems; add rows with split: {split}, or set eval.every=0"
+                )
+    context = longest_prompt(setup) + config.rollout.max_tokens
+    limit = model_context(config.model.path)
+    if context > limit:
+        raise BadInput(
+            f"the longest prompt and rollout.max_tokens={config.rollout.max_tokens} need {context} tokens, "
+            f"{config.model.path} has a context of {limit}; lower rollout.max_tokens"
+        )
+    return Setup(config, task, template, context, setup.hardware)
+
+
+def longest_prompt(setup: Setup) -> int:
+    """Tokens of the longest prompt among the problems that the run will see (at most PROBLEMS_SCANNED of training)."""
+    config = setup.config
+    count = min(PROBLEMS_SCANNED, config.train.steps * config.rollout.problems)
+    problems = [setup.task.problem(i, "train") for i in range(count)]
+    if config.eval.every > 0:
+        problems += setup.eval_problems("val") + setup.eval_problems("test")
+    longest = 0
+    for problem in problems:
+        try:
+            longest = max(longest, len(setup.template.encode(problem.prompt)))
+        except BadInput as error:
+            raise BadInput(f"problem {problem.id}: {error}") from None
+    return longest + 8 * (count == PROBLEMS_SCANNED)  # room for what was not scanned
+
+
+def model_context(path: str) -> int:
+    """Positions that a model directory was made for. Raises BadInput where it is none."""
+    limit = read_json(Path(path) / "config.json").get("max_position_embeddings")
+    if not isinstance(limit, int):
+        raise BadInput(f"{path}/config.json is missing or names no max_position_embeddings; is it a model directory?")
+    return limit
+
+
+def open_pool(config: Config) -> RewardPool:
+    """The reward workers that the configuration asks for."""
+    rewards = config.rewards
+    return RewardPool(workers=rewards.workers, time_limit=rewards.time_limit, memory_gb=rewards.memory_gb)
+
+
+def build_learner(config: Config, policy_path: str | None = None) -> Learner:
+    """Load the policy (from a checkpoint where one is given) and, where the objective needs it, the reference."""
+    from rl.learner import Learner
+    from rl.model import load_policy
+    from rl.presets import resolve_objective
+
+    objective = resolve_objective(config.algorithm, config.objective)
+    path, dtype, seed = config.model.path, config.model.dtype, config.seed
+    policy, _ = load_policy(policy_path or path, dtype, seed)
+    reference = load_policy(path, dtype, seed)[0] if objective.needs_reference else None
+    return Learner(
+        policy,
+        objective,
+        config.train,
+        temperature=config.rollout.temperature,
+        total_steps=config.train.steps,
+        reference=reference,
+    )
+
+
+def weight_source(config: Config, learner: Learner) -> WeightSource:
+    """The learner's weights, cast to the dtype that is served."""
+    import torch
+
+    from rl.sync import ModuleSource
+
+    return ModuleSource(learner.policy, getattr(torch, config.model.dtype))

@@ -1,0 +1,143 @@
+"""The `ponder` command: thin; each command imports what it needs when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl import train as train_module
+from rl.cli_data import rewards_app, tasks_app
+from rl.exits import CheckFailed, run_command
+
+app = typer.Typer(
+    name="ponder",
+    help="Ponder: train language models to think longer and better, by RL on problems that can be checked.",
+    epilog="Start with: ponder train configs/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
+app.command("train", epilog=train_module.EPILOG)(train_module.train)
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(config_app, name="config")
+
+
+class SplitName(StrEnum):
+    """What --split takes."""
+
+    test = "test"
+    val = "val"
+    all = "all"
+
+
+class SamplerName(StrEnum):
+    """What --sampler takes."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON")]
+
+
+@config_app.command("show", epilog="Example: ponder config show configs/quickstart.yaml train.steps=5")
+def config_show(config: str, overrides: Overrides = None) -> None:
+    """Print the resolved configuration as YAML."""
+    from rl.config import dump_config, load_config
+
+    sys.stdout.write(dump_config(load_config(config, overrides or [])))
+
+
+@config_app.command("docs", epilog="Example: ponder config docs --check")
+def config_docs(
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("docs/configuration.md"),
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where the file isn't current")] = False,
+) -> None:
+    """Write docs/configuration.md from the configuration's own fields."""
+    from rl.config_docs import configuration_markdown
+    from rl.rundir import write_atomic
+
+    text = configuration_markdown()
+    if not check:
+        write_atomic(out, text)
+        return
+    if not out.exists() or out.read_text() != text:
+        print(f"{out} is not current; run `ponder config docs`", file=sys.stderr)
+        raise CheckFailed
+
+
+@app.command("selftest", epilog="Example: ponder selftest configs/quickstart.yaml --json")
+def selftest(config: str, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Two steps at learning rate 0 on your own model: server and learner must agree, before and after a push."""
+    from rl.config import load_config
+    from rl.selftest import run_selftest
+
+    if not run_selftest(load_config(config, overrides or []), as_json=json):
+        raise CheckFailed
+
+
+@app.command("serve", epilog="Example: ponder serve configs/quickstart.yaml server.port=8100")
+def serve(config: str, overrides: Overrides = None) -> None:
+    """Run the rollout server alone, for a learner that names it in rollout.servers."""
+    from rl.config import load_config
+    from rl.serve import serve_forever
+
+    serve_forever(load_config(config, overrides or []))
+
+
+@app.command(
+    "eval", epilog="Example: ponder eval runs/first --task 'countdown?numbers=3' --problems 256 --k 1,4 --budget 0,64"
+)
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_URL")],
+    task: Annotated[list[str], typer.Option(help="task string; may be given several times")],
+    problems: Annotated[int, typer.Option(min=1, help="problems of each task")] = 256,
+    split: Annotated[SplitName, typer.Option(help="which problems")] = SplitName.test,
+    k: Annotated[str, typer.Option(help="k of pass@k; the largest is the number of samples a problem")] = "1",
+    budget: Annotated[str, typer.Option(help="thinking caps in tokens, comma separated; empty = no cap")] = "",
+    prompt: Annotated[str, typer.Option(help="cot, direct, comma separated")] = "cot",
+    temperature: Annotated[float, typer.Option(min=0, help="0 = greedy")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens after the prompt, thinking and answer")] = 512,
+    answer: Annotated[int, typer.Option(min=1, help="of these, tokens for the answer behind a forced close")] = 64,
+    reward: Annotated[str | None, typer.Option(help="reward to score with; default: the task's own")] = None,
+    sampler: Annotated[SamplerName, typer.Option(help="what generates")] = SamplerName.vllm,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer directory, for a URL")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the cells")] = None,
+    json: AsJson = False,
+) -> None:
+    """Score a model directory, a run's newest checkpoint or a server: pass@k with intervals, by thinking budget."""
+    from rl.evalcommand import EvalRequest, parse_list, parse_prompts, run_eval
+
+    request = EvalRequest(
+        target=target, tasks=tuple(task), problems=problems, split=split.value, ks=parse_list(k, "--k") or (1,),
+        budgets=parse_list(budget, "--budget") or (None,), prompts=parse_prompts(prompt), temperature=temperature,
+        max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler.value, tokenizer=tokenizer, seed=seed,
+        out=out, as_json=json,
+    )  # fmt: skip
+    run_eval(request)
+
+
+@app.command("doctor", epilog="Example: ponder doctor")
+def doctor(json: AsJson = False) -> None:
+    """Check this machine and environment; each row that is not well names its fix."""
+    from rl.doctor import doctor as run_doctor
+
+    if run_doctor(json):
+        raise CheckFailed
+
+
+def main() -> None:
+    """Entry point of the `ponder` command."""
+    sys.exit(run_command(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Evaluation inside a run: the same sampler, prompts and verifiers as training, on val and test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rewards.pool import RewardPool
+from rewards.types import Split
+from rl.build import Setup
+from rl.provenance import result_file
+from rl.rundir import RunDir, write_json
+from rollout.evaluate import evaluate
+from rollout.store import SampleStore
+from rollout.types import Sampler
+
+
+class Evaluator:
+    """Evaluates a run's policy; each evaluation keeps its cells (eval/LABEL.json) and every chain."""
+
+    def __init__(self, setup: Setup, run: RunDir, pool: RewardPool) -> None:
+        self.setup, self.run, self.pool = setup, run, pool
+
+    async def run_once(
+        self,
+        label: str,
+        split: Split,
+        budgets: Sequence[int],
+        sampler: Sampler,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> str | None:
+        """Evaluate and store under `label`; a line that says what was found, None where it was done before."""
+        path = self.run.eval / f"{label}.json"
+        if path.exists():
+            return None
+        config = self.setup.config
+        cells, groups = await evaluate(
+            self.setup.eval_problems(split),
+            sampler=sampler,
+            template=self.setup.template,
+            pool=self.pool,
+            spec_of=self.setup.spec_of,
+            model=label,
+            split=split,
+            samples=config.eval.samples,
+            temperature=config.rollout.temperature,
+            budgets=[*budgets, None] if budgets else [config.budget.think],
+            max_tokens=config.rollout.max_tokens,
+            answer=config.budget.answer,
+            seed=config.seed,
+            on_progress=on_progress,
+        )
+        self.run.eval.mkdir(parents=True, exist_ok=True)
+        samples = self.run.eval / f"{label}.samples.jsonl.zst"
+        samples.unlink(missing_ok=True)  # of an evaluation that was killed
+        SampleStore(samples).append(0, groups)
+        write_json(path, result_file(cells))
+        return f"{label} on {split}: {describe(headline(cells))}"
+
+
+def headline(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cell that stands for an evaluation: the first task without a cap on thinking."""
+    return next((cell for cell in cells if cell["budget"] is None), cells[-1])
+
+
+def describe(cell: dict[str, Any]) -> str:
+    """pass@1 with its interval, in words."""
+    low, high = cell["ci95"]
+    return f"pass@1 {cell['pass@1']:.3f} [{low:.3f}, {high:.3f}] on {cell['n_problems']} problems"
+
+
+def read_cells(run: RunDir, label: str) -> list[dict[str, Any]] | None:
+    """The cells of one evaluation of a run, None where it was not made."""
+    path = run.eval / f"{label}.json"
+    if not path.exists():
+        return None
+    cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]
+    return cells

@@ -1,0 +1,102 @@
+"""Start or resume a run: checks first, then the heavy parts, then the loop, then everything reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+from rewards.errors import BadInput
+from rewards.pool import RewardPool
+from rl.backend import choose_backend
+from rl.build import Setup, build_learner, open_pool, prepare
+from rl.checkpoint import Checkpoint, clean_drafts, latest_checkpoint, remove_after
+from rl.config import Config
+from rl.loop import Trainer
+from rl.metrics import truncate_metrics
+from rl.progress import RunProgress
+from rl.rundir import RunDir
+from rl.summary import write_summary
+from rollout import store
+
+GOLD_CHECKED = 8
+"""Training problems whose gold answers are scored before a run."""
+
+
+def launch(
+    config: Config, run: RunDir, *, resume: bool = False, replay: Path | None = None, overwrite: bool = False
+) -> None:
+    """Run the whole training in `run`, whose lock the caller holds."""
+    setup = prepare(config)
+    samples = replay_file(replay) if replay is not None else None
+    checkpoint = None
+    if resume:
+        checkpoint = rewind(run)
+        if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
+            print(f"{run.path}: all {checkpoint.step} steps are done, nothing left to do; raise train.steps to go on")
+            return
+    else:
+        run.create(config, overwrite)
+    asyncio.run(_run(setup, run, checkpoint, samples))
+
+
+async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None) -> None:
+    done = checkpoint.step if checkpoint else 0
+    config = setup.config
+    async with open_pool(config) as pool:
+        if samples is None:
+            await check_rewards(setup, pool)
+        with RunProgress(config.train.steps, done) as progress:
+            backend = choose_backend(setup, run, replay=samples is not None)
+            async with contextlib.aclosing(backend):
+                starting = asyncio.create_task(backend.start(progress.waiting))
+                await asyncio.sleep(0)  # the server process is on its way now; the model loads beside it
+                try:
+                    learner = build_learner(config, str(checkpoint.path) if checkpoint else None)
+                except BaseException:
+                    starting.cancel()
+                    await asyncio.gather(starting, return_exceptions=True)
+                    raise
+                await starting
+                trainer = Trainer(setup, run, backend, pool, learner, progress, samples)
+                if checkpoint is not None:
+                    trainer.restore(checkpoint.step, checkpoint.read_state())
+                await trainer.run_all()
+    write_summary(setup, run)
+
+
+def rewind(run: RunDir) -> Checkpoint | None:
+    """Bring a run directory back to its newest sound checkpoint: later lines, frames and drafts are cut off."""
+    clean_drafts(run.checkpoints)
+    checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
+    done = checkpoint.step if checkpoint else 0
+    remove_after(run.checkpoints, done)
+    truncate_metrics(run.metrics, done)
+    store.truncate(run.samples, done)
+    print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
+    return checkpoint
+
+
+def replay_file(path: Path) -> Path:
+    """The sample file of the run that is replayed."""
+    samples = RunDir(path).samples
+    if not samples.is_file():
+        raise BadInput(f"--replay {path}: no {samples.name} there; name a run directory that holds chains")
+    return samples
+
+
+async def check_rewards(setup: Setup, pool: RewardPool) -> None:
+    """Load the rewards and score a few gold answers before anything heavy starts. Raises BadInput naming the row."""
+    problems = [setup.task.problem(i, "train") for i in range(GOLD_CHECKED)]
+    for spec in setup.reward_specs():
+        await pool.load(spec)
+    if setup.config.reward is not None:  # the user's own reward may well not like the task's gold text
+        return
+    for problem in problems:
+        score = await pool.score(problem.id, setup.task.gold(problem), problem, setup.spec_of(problem))
+        if not score.correct:
+            raise BadInput(
+                f"problem {problem.id}: its own gold answer is scored {score.status} ({score.detail or 'no reason'}); "
+                f"run `ponder tasks check '{setup.task.name}'` and mend the answer or the reward"
+            )

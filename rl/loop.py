@@ -1,0 +1,287 @@
+"""The one loop: rollout -> reward -> learn -> push -> record, a step at a time, until the last step or a stop.
+
+What is saved at the end of step n is all that step n + 1 needs; whatever a crash cuts off is done again on --resume.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rewards.errors import BadInput, Fault
+from rewards.pool import RewardPool
+from rewards.types import Problem, Score, Split
+from rl.backend import Backend
+from rl.build import Setup, weight_source
+from rl.checkpoint import save_checkpoint
+from rl.evaluator import Evaluator
+from rl.exits import Stopped
+from rl.metrics import MetricsLog, Row, rollout_metrics
+from rl.progress import RunProgress
+from rl.rundir import RunDir
+from rollout.client import ServerDown
+from rollout.collect import collect
+from rollout.queue import RolloutQueue
+from rollout.store import SampleStore, read
+from rollout.types import Chain, Group
+
+if TYPE_CHECKING:
+    from rl.flops import ModelShape
+    from rl.learner import Learner
+
+T = TypeVar("T")
+
+HARD_STOP = 10.0
+"""A fresh mismatch KL this many times its bound stops the run."""
+
+
+class Trainer:
+    """One run's loop over the parts that rl/launch.py built."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        run: RunDir,
+        backend: Backend,
+        pool: RewardPool,
+        learner: Learner,
+        progress: RunProgress,
+        replay: Path | None = None,
+    ) -> None:
+        self.setup, self.config, self.run = setup, setup.config, run
+        self.backend, self.learner, self.progress = backend, learner, progress
+        self.replay = replay
+        self.scorer = TimedScorer(pool)
+        self.source = weight_source(setup.config, learner)
+        self.version = 0  # of the learner's weights = steps done
+        self.saved = -1  # step of the newest checkpoint
+        self.metrics = MetricsLog(run.metrics)
+        self.store = SampleStore(run.samples)
+        self.evaluator = Evaluator(setup, run, pool)
+        self.signum: int | None = None
+        self.stop = asyncio.Event()
+
+    def restore(self, step: int, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's state. Raises BadInput where the task is not the one it was saved with."""
+        if state["fingerprint"] != self.setup.fingerprint():
+            raise BadInput(f"task {self.setup.task.name} gives other problems than when {self.run.path} was saved")
+        self.learner.load_state_dict(state["learner"])
+        self.version = self.saved = step
+
+    async def run_all(self) -> None:
+        """All steps that are left, then the final evaluation. On a stop or a fault the last whole step is saved."""
+        with self._signals():
+            try:
+                await self._steps()
+            except (Stopped, Fault):
+                self.save()
+                raise
+
+    async def _steps(self) -> None:
+        await self._push()
+        if self._evaluates:
+            await self._evaluate("base", "test", self.config.eval.budgets)
+        queue = RolloutQueue(self.config.pipeline.max_staleness, self._produce, last_step=self.config.train.steps)
+        try:
+            for step in range(self.version + 1, self.config.train.steps + 1):
+                await self._step(step, queue)
+                if self.stop.is_set():
+                    raise Stopped(self.signum or signal.SIGINT, f" after step {step}")
+        finally:
+            await queue.aclose()
+        if self._evaluates:
+            await self._evaluate("final", "test", self.config.eval.budgets)
+
+    async def _step(self, step: int, queue: RolloutQueue[list[Group]]) -> None:
+        began = time.monotonic()
+        groups = await self._rollout(step, queue)
+        check_rewards(groups, self.config.rewards.max_error_share)
+        row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
+        row["time/rollout"] = time.monotonic() - began
+        row["time/reward"] = self.scorer.take_seconds()
+        row["flops/rollout"] = chains_flops(self.learner.shape, groups)
+        self.progress.phase(f"step {step} learning")
+        row |= self.learner.step(groups, self.version, check=self._check_mismatch)
+        self.version = step
+        row["time/sync"] = await self._push()
+        row["time/step"] = time.monotonic() - began
+        self.store.append(step, groups)
+        self.progress.step(self.metrics.append(row))
+        if self._evaluates and step % self.config.eval.every == 0 and step < self.config.train.steps:
+            await self._evaluate(f"step-{step}", "val", [])
+        if step % self.config.train.checkpoint_every == 0 or step == self.config.train.steps:
+            self.save()
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.config.eval.every > 0 and self.replay is None
+
+    async def _rollout(self, step: int, queue: RolloutQueue[list[Group]]) -> list[Group]:
+        while True:
+            try:
+                return await self._unless_stopped(queue.get(step))
+            except ServerDown as error:
+                await self._recover(error)
+
+    async def _produce(self, step: int) -> list[Group]:
+        if self.replay is not None:
+            return replayed(self.replay, step)
+        problems = self.setup.problems(step)
+        done, total = 0, len(problems) * self.config.rollout.group_size
+
+        def count(_: Chain) -> None:
+            nonlocal done
+            done += 1
+            self.progress.chains(done, total)
+
+        return await collect(
+            problems,
+            sampler=self.backend.sampler,
+            template=self.setup.template,
+            pool=self.scorer,
+            spec_of=self.setup.spec_of,
+            group_size=self.config.rollout.group_size,
+            max_tokens=self.config.rollout.max_tokens,
+            temperature=self.config.rollout.temperature,
+            budget=self.setup.budget,
+            run_seed=self.config.seed,
+            step=step,
+            on_chain=count,
+        )
+
+    async def _push(self) -> float:
+        """Push the current weights; a server that dies meanwhile is started again and pushed to. Returns seconds."""
+        while True:
+            try:
+                return (await self.backend.push(self.source, self.version)).seconds
+            except ServerDown as error:
+                await self.backend.recover(str(error))
+
+    async def _recover(self, error: ServerDown) -> None:
+        await self.backend.recover(str(error))
+        await self._push()
+
+    async def _evaluate(self, label: str, split: Split, budgets: list[int]) -> None:
+        while True:
+            try:
+                said = await self._unless_stopped(
+                    self.evaluator.run_once(label, split, budgets, self.backend.sampler, self.progress.evaluated)
+                )
+                break
+            except ServerDown as error:
+                await self._recover(error)
+        if said is not None:
+            self.progress.say(said)
+
+    def _check_mismatch(self, stats: Row) -> None:
+        """Server and learner must agree on tokens that these very weights made; called before any update."""
+        value, bound = stats["mismatch_kl/fresh"], self.config.mismatch_bound
+        if not value > bound:
+            return
+        text = (
+            f"mismatch_kl/fresh is {value:.2e}, its bound {bound:.0e}: server and learner disagree on fresh tokens. "
+            "Usual causes: weights not pushed or a stale prefix cache, another temperature or dtype on one side, "
+            "a chat template or stop id that differs; `ponder selftest` names which"
+        )
+        if value > HARD_STOP * bound:
+            raise Fault(text)
+        self.progress.say(f"warning: {text}")
+
+    def save(self) -> None:
+        """Checkpoint the last whole step, once."""
+        if self.saved == self.version:
+            return
+        self.progress.phase("saving")
+        save_checkpoint(
+            self.run.checkpoints, self.version, self._save_model, self._state(), self.config.train.keep_checkpoints
+        )
+        self.saved = self.version
+
+    def _save_model(self, directory: Path) -> None:
+        from rl.model import save_model
+
+        save_model(self.learner.policy, self.config.model.path, directory)
+
+    def _state(self) -> dict[str, Any]:
+        return {"step": self.version, "fingerprint": self.setup.fingerprint(), "learner": self.learner.state_dict()}
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """Await `work`, or cancel it and raise Stopped when a signal comes first."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise Stopped(self.signum or signal.SIGINT, f" after step {self.version}, saved in {self.run.path}")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM stops at the next safe point; a second one falls through to the default."""
+        loop = asyncio.get_running_loop()
+
+        def on_signal(signum: int) -> None:
+            self.signum = signum
+            self.stop.set()
+            print("ponder: stopping; saving the last whole step (again to give up on it)", file=sys.stderr)
+            loop.remove_signal_handler(signum)
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, on_signal, signum)
+        try:
+            yield
+        finally:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(signum)
+
+
+class TimedScorer:
+    """A reward pool whose scoring time is added up: seconds that items waited for and spent in workers."""
+
+    def __init__(self, pool: RewardPool) -> None:
+        self.pool, self.seconds = pool, 0.0
+
+    async def score(self, chain_id: str, response: str, problem: Problem, spec: Any, truncated: bool = False) -> Score:
+        """Score through the pool."""
+        began = time.monotonic()
+        try:
+            return await self.pool.score(chain_id, response, problem, spec, truncated=truncated)
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def take_seconds(self) -> float:
+        """What was added up since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def chains_flops(shape: ModelShape, groups: list[Group]) -> float:
+    """What sampling these chains cost."""
+    from rl.flops import rollout_flops
+
+    chains = [chain for group in groups for chain in group.chains]
+    return rollout_flops(shape, [c.prompt_len for c in chains], [len(c.token_ids) for c in chains])
+
+
+def check_rewards(groups: list[Group], max_share: float) -> None:
+    """Fault where more than `max_share` of a step's chains ended in status `error`: names a reward's own message."""
+    scores: list[Score] = [c.score for g in groups for c in g.chains if c.score is not None]
+    errors = [score for score in scores if score.status == "error"]
+    if errors and len(errors) > max_share * len(scores):
+        raise Fault(
+            f"the reward failed on {len(errors)} of {len(scores)} chains, more than {max_share:.0%}: {errors[0].detail}"
+        )
+
+
+def replayed(path: Path, step: int) -> list[Group]:
+    """A step's stored groups. Raises BadInput where the run that is replayed has no such step."""
+    for _, groups in read(path, step):
+        return groups
+    raise BadInput(f"{path} holds no chains of step {step}; lower train.steps to what it holds")

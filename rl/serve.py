@@ -1,0 +1,54 @@
+"""`ponder serve`: the rollout server alone, for a learner elsewhere on this host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from typing import Literal
+
+from rewards.errors import Fault
+from rl.backend import check_sync_dir, server_spec
+from rl.build import prepare
+from rl.config import Config
+from rl.model import has_weights
+from rl.rundir import RunDir
+from rollout.server.middleware import KEY_VARIABLE
+from rollout.server.process import ServerProcess, write_server_json
+
+
+def serve_forever(config: Config) -> None:
+    """Serve until SIGINT or SIGTERM, or until the server dies (Fault)."""
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    setup = prepare(config)
+    run = RunDir(config.run_dir)
+    key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
+    sync_dir = check_sync_dir(config.sync.dir)
+    load_format: Literal["auto", "dummy"] = (
+        "auto" if has_weights(config.model.path) else "dummy"
+    )  # dummy: random until the first push
+    spec = server_spec(config, setup.context, str(sync_dir), load_format)
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    log = run.path / "server.log"
+    print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)
+    server = await ServerProcess.start(
+        spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout
+    )
+    try:
+        write_server_json(run.server, [server])
+        print(f"serving at {server.url}; in the learner's environment: {KEY_VARIABLE}={key}")
+        print(f"and on its command line: rollout.servers='[\"{server.url}\"]' sync.dir={sync_dir}", flush=True)
+        while not stop.is_set():
+            if not server.alive():
+                raise Fault(f"the vLLM server died; its log {log} ends with: {' | '.join(server.tail(3))}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), timeout=1)
+    finally:
+        await server.stop()

@@ -1,0 +1,80 @@
+"""`ponder train` and `accelerate launch -m rl.train CONFIG [key.sub=value …]`: parse, build, call."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewards.errors import BadInput
+from rl.exits import run_command
+
+EPILOG = "Example: ponder train configs/quickstart.yaml run.name=first train.steps=20"
+
+
+def train(
+    config: Annotated[str | None, typer.Argument(help="YAML file; see configs/", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value …, on top of the file", show_default=False)
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
+    replay: Annotated[Path | None, typer.Option(help="train from this run's stored chains, without a server")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a directory that holds a run")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, say what would run, stop")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved configuration")] = False,
+) -> None:
+    """Train a policy on verifiable problems: rollouts by vLLM, scores by verifiers, GRPO updates."""
+    from rl.doctor import check_shadowing
+
+    check_shadowing(Path.cwd())
+    if resume is not None:
+        _resume(resume, [*([config] if config else []), *(overrides or [])])
+        return
+    if config is None:
+        raise BadInput("name a configuration file (see configs/) or --resume RUN; `ponder train --help` has an example")
+    _start(config, overrides or [], replay, overwrite=overwrite, dry_run=dry_run, print_config=print_config)
+
+
+def _start(
+    path: str, overrides: list[str], replay: Path | None, *, overwrite: bool, dry_run: bool, print_config: bool
+) -> None:
+    from rl.config import dump_config, load_config
+    from rl.rundir import RunDir
+
+    config = load_config(path, overrides)
+    if print_config:
+        sys.stdout.write(dump_config(config))
+        return
+    if dry_run:
+        from rl.plan import print_plan
+
+        print_plan(config)
+        return
+    from rl.launch import launch
+
+    run = RunDir(config.run_dir)
+    with run.lock():
+        launch(config, run, replay=replay, overwrite=overwrite)
+
+
+def _resume(path: Path, overrides: list[str]) -> None:
+    from rl.config import override_config
+    from rl.launch import launch
+    from rl.rundir import open_run
+
+    run, config = open_run(path)
+    with run.lock():
+        launch(override_config(config, overrides), run, resume=True)
+
+
+def main() -> None:
+    """Entry point of `python -m rl.train`."""
+    app = typer.Typer(add_completion=False)
+    app.command(epilog=EPILOG)(train)
+    sys.exit(run_command(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()
