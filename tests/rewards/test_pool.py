@@ -223,6 +223,7 @@ async def test_a_process_that_escaped_holds_nothing_up(pool: RewardPool, here: P
     await pool.aclose()
     assert time.monotonic() - start < 10
     os.kill(int((here / "left.pid").read_text()), signal.SIGKILL)
+    await asyncio.sleep(0.1)  # its end closes the last pipe
 
 
 async def test_a_worker_that_died_while_idle_is_replaced(pool: RewardPool) -> None:
