@@ -115,10 +115,8 @@ async def _at_budgets(setup: _Setup, problem: Problem, prompt_ids: list[int], k:
     first, *smaller = setup.budgets
     chain_id = f"{EVAL_STEP}/{problem.id}/{k}"
     budget = Budget(first, setup.answer)
-    long = await score(
-        await sample_with_budget(
-            setup.sampler, setup.template, chain_id, problem.id, prompt_ids, setup.params, budget, seeds
-        )
+    long = await sample_with_budget(
+        setup.sampler, setup.template, chain_id, problem.id, prompt_ids, setup.params, budget, seeds
     )
 
     async def at(think: int | None) -> Chain:
@@ -126,9 +124,11 @@ async def _at_budgets(setup: _Setup, problem: Problem, prompt_ids: list[int], k:
         piece = cut_chain(long, setup.template, cap) or long
         params = replace(setup.params, seed=seeds(2 + cap))
         chain = await finish_thinking(setup.sampler, setup.template, piece, params, setup.answer)
-        return chain if chain is long else await score(replace(chain, id=f"{chain_id}/{think}"))
+        return long if chain is long else await score(replace(chain, id=f"{chain_id}/{think}"))
 
-    return {first: long, **dict(zip(smaller, await gather_all(at(think) for think in smaller), strict=True))}
+    # No verdict is waited for before an answer is asked for: what a sampler batches must not depend on the verifier.
+    scored, *others = await gather_all([score(long), *(at(think) for think in smaller)])
+    return {first: scored} | {b: scored if c is long else c for b, c in zip(smaller, others, strict=True)}
 
 
 def make_cell(

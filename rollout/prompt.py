@@ -125,10 +125,11 @@ class Template:
     def _find_tags(self) -> None:
         """Tags that are tokens stand alone; as plain text they stand on lines of their own, as models write them."""
         vocab = self.tokenizer.get_vocab()
-        self._close_id: int | None = vocab.get(CLOSE)
+        self._close_id: int | None = None
         self.open_ids: list[int] = []
         self.close_ids: list[int] = []
         if OPEN in vocab and CLOSE in vocab:
+            self._close_id = vocab[CLOSE]
             self.open_ids, self.close_ids = [vocab[OPEN]], [vocab[CLOSE]]
         elif self.think:
             self.open_ids = self._checked_ids(f"{OPEN}\n")

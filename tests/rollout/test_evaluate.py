@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -197,6 +198,19 @@ class TestEvaluate:
         assert sum(ids[-1] == OPEN for ids, _ in sampler.requests) == 4
         assert len(sampler.requests) == 4 + 4 + 2 + 1
         assert len({p.seed for _, p in sampler.requests}) == len(sampler.requests)
+
+    async def test_no_verdict_is_waited_for_before_an_answer_is_asked_for(self) -> None:
+        sampler = counting_policy(NEEDS)
+
+        class Slow(FakePool):
+            async def score(self, *args: Any, **options: Any) -> Score:
+                while len(sampler.requests) < 4 + 4 + 2:
+                    await asyncio.sleep(0)
+                return await super().score(*args, **options)
+
+        async with asyncio.timeout(5):
+            cells, _ = await run(sampler, Slow(), budgets=[0, 16, None], samples=1)
+        assert len(cells) == 3
 
     async def test_largest_budget_without_none_is_sampled_with_its_cap(self) -> None:
         sampler = counting_policy(NEEDS)

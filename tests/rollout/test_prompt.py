@@ -158,6 +158,10 @@ class TestReading:
         assert end is not None
         assert bytes(chain.token_ids[len(prompt) : end]) == "é </thin </think>".encode()
 
+    def test_no_close_spelt_in_bytes(self) -> None:
+        tagless = Template(tagless_bytes(), think=True, stop_ids=(258,))
+        assert tagless.close_end(a_chain(tagless.encode("a"), list(b"</thin k>"))) is None
+
     def test_unclosed(self) -> None:
         prompt = words("<bos> 2 : 5 <think>")
         assert template().unclosed(a_chain(prompt, words("5 <eos>")))
