@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import json
 import math
-import os
+import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -166,17 +166,28 @@ def weights_file(directory: Path, source: WeightSource, version: int) -> Iterato
 
     The lock that marks it as in use goes with its process, also by kill -9: see `remove_leftovers`.
     """
-    path = directory / f"ponder-{os.getpid()}-v{version}.safetensors"
+    path = directory / f"ponder-{secrets.token_hex(4)}-v{version}.safetensors"
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            write_safetensors(file, source)
+        with _written(part, source):
             part.rename(path)
             yield path
     finally:
         part.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def _written(path: Path, source: WeightSource) -> IO[bytes]:
+    """A new, locked file with the weights, still open; BadInput where the disk refuses."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("xb"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            write_safetensors(file, source)
+            stack.pop_all()
+            return file
+    except OSError as error:
+        raise BadInput(f"sync.dir={path.parent} can't be written: {error.strerror}; choose another one") from error
 
 
 def write_safetensors(file: IO[bytes], source: WeightSource) -> None:

@@ -65,7 +65,7 @@ async def test_a_refusal_shows_the_body_and_a_dead_server_its_url() -> None:
     def drop(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadTimeout("too slow")
 
-    with pytest.raises(ServerDown, match="http://s .*too slow"):
+    with pytest.raises(ServerDown, match=r"http://s .*too slow"):
         await ServerControl("http://s", "key", transport=httpx.MockTransport(drop)).resume()
 
 

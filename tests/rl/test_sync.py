@@ -1,0 +1,258 @@
+"""The push: the file it writes, the order of its calls, and what it leaves behind when something breaks."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rewards.errors import BadInput, Fault
+from rl import sync
+from rl.sync import FilePush, LocalPush, Manifest, ModuleSource, hf_name, manifest_bytes, parity, write_safetensors
+from rollout.client import ServerDown
+from rollout.control import ServerControl
+
+
+class Source:
+    """A WeightSource over a plain dict."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.weights = tensors
+
+    def manifest(self) -> Manifest:
+        return [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in self.weights.items()]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.weights.items()
+
+
+SOURCE = Source({"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)})
+
+
+class Control(ServerControl):
+    """Records calls; `fails` maps a call's name to what it raises."""
+
+    def __init__(self, log: list[str], name: str = "s", fails: dict[str, Exception] | None = None) -> None:
+        super().__init__(f"http://{name}", "key")
+        self.log, self.name, self.fails = log, name, fails or {}
+        self.label = -1
+        self.received: dict[str, Tensor] = {}
+
+    async def _call(self, method: str, path: str, **request: Any) -> Any:
+        self.log.append(f"{self.name} {path}")
+        if path in self.fails:
+            raise self.fails[path]
+        if path == "/update_weights":
+            self.received = load_file(request["json"]["update_info"]["path"])
+        if path == "/finish_weight_update":
+            self.label = int(request["json"]["weight_version"])
+
+    async def weight_version(self) -> int:
+        self.log.append(f"{self.name} label")
+        return self.label
+
+
+ORDER = ["/init_weight_transfer_engine", "/pause", "/start_weight_update", "/update_weights", "/finish_weight_update",
+         "label", "/resume"]  # fmt: skip
+
+
+async def test_order_of_a_push(tmp_path: Path) -> None:
+    log: list[str] = []
+    control = Control(log)
+    stats = await FilePush([control], tmp_path).push(SOURCE, 5)
+    assert log == [f"s {call}" for call in ORDER]
+    assert control.received.keys() == SOURCE.weights.keys()
+    assert all(torch.equal(control.received[name], tensor) for name, tensor in SOURCE.weights.items())
+    assert stats.bytes == 9 * 4
+    assert stats.seconds > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_no_server_starts_before_all_are_paused_nor_resumes_before_all_are_done(tmp_path: Path) -> None:
+    log: list[str] = []
+    await FilePush([Control(log, "a"), Control(log, "b")], tmp_path).push(SOURCE, 1)
+    first, last = {}, {}
+    for position, call in enumerate(log):
+        first.setdefault(call.split()[1], position)
+        last[call.split()[1]] = position
+    assert last["/pause"] < first["/start_weight_update"]
+    assert last["label"] < first["/resume"]
+
+
+@pytest.mark.parametrize("stage", ORDER[1:5])
+@pytest.mark.parametrize("error", [Fault("refused"), ServerDown("http://bad", "gone")], ids=["fault", "dead"])
+async def test_a_failure_resumes_every_server_and_leaves_no_file(tmp_path: Path, stage: str, error: Exception) -> None:
+    log: list[str] = []
+    controls = [Control(log, "good"), Control(log, "bad", {stage: error})]
+    with pytest.raises(type(error)):
+        await FilePush(controls, tmp_path).push(SOURCE, 1)
+    assert {"good /resume", "bad /resume"} <= set(log)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_wrong_label_is_a_fault(tmp_path: Path) -> None:
+    class Mislabels(Control):
+        async def weight_version(self) -> int:
+            return self.label - 1
+
+    with pytest.raises(Fault, match=r"http://s labels its weights 4 after a push of version 5"):
+        await FilePush([Mislabels([])], tmp_path).push(SOURCE, 5)
+
+
+async def test_a_full_directory_is_refused_before_the_servers_hear_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 35}))
+    log: list[str] = []
+    with pytest.raises(BadInput, match="has 35 bytes free, the weights need 36"):
+        await FilePush([Control(log)], tmp_path).push(SOURCE, 1)
+    assert log == []
+
+
+async def test_a_disk_that_fills_up_while_writing_is_bad_input_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sync, "write_safetensors", full)
+    log: list[str] = []
+    with pytest.raises(BadInput, match="No space left on device"):
+        await FilePush([Control(log)], tmp_path).push(SOURCE, 1)
+    assert log[-1] == "s /resume"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_missing_directory_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"sync\.dir=.*No such file"):
+        await FilePush([Control([])], tmp_path / "none").push(SOURCE, 1)
+
+
+async def test_files_of_dead_pushes_go_and_those_in_use_stay(tmp_path: Path) -> None:
+    dead, busy, foreign = (tmp_path / name for name in ("ponder-1-v1.safetensors.part", "ponder-2-v1.safetensors", "x"))
+    for path in (dead, busy, foreign):
+        path.write_bytes(b"0")
+    with busy.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        await FilePush([Control([])], tmp_path).push(SOURCE, 1)
+        assert sorted(tmp_path.iterdir()) == sorted([busy, foreign])
+
+
+KILLED_IN_THE_PUSH = """
+import os, signal, sys
+from pathlib import Path
+from rl.sync import weights_file
+from tests.rl.test_sync import SOURCE
+with weights_file(Path(sys.argv[1]), SOURCE, 3):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_9_in_a_push_leaves_a_file_that_the_next_push_removes(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": root}
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_PUSH, str(tmp_path)], env=env, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name.split("-v")[1] for path in tmp_path.iterdir()] == ["3.safetensors"]
+    sync.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_written_file_is_safetensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {
+        "matrix": torch.randn(3, 5, dtype=dtype),
+        "strided": torch.randn(4, 6, dtype=dtype).t(),
+        "scalar": torch.tensor(2.5, dtype=dtype),
+        "vector": torch.randn(7, dtype=dtype),
+    }
+    source = Source(weights)
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:
+        write_safetensors(file, source)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(weights)
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == dtype for name, tensor in weights.items())
+    assert sum(tensor.nbytes for tensor in weights.values()) == manifest_bytes(source.manifest())
+
+
+def test_a_stream_that_differs_from_its_manifest_is_a_fault(tmp_path: Path) -> None:
+    class Lies(Source):
+        def manifest(self) -> Manifest:
+            return [("b.weight", "float32", (3, 2)), ("a.bias", "float32", (3,))]
+
+    with (tmp_path / "w").open("wb") as file, pytest.raises(Fault, match=r"manifest says b\.weight"):
+        write_safetensors(file, Lies(SOURCE.weights))
+
+
+def test_module_source_sends_checkpoint_names_in_the_served_dtype() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
+    source = ModuleSource(torch.compile(model), torch.bfloat16)
+    names = [name for name, _ in model.named_parameters()]
+    assert source.manifest() == [
+        ("0.weight", "bfloat16", (3, 2)), ("0.bias", "bfloat16", (3,)), ("1.weight", "bfloat16", (2, 3)),
+    ]  # fmt: skip
+    sent = list(source.tensors())
+    assert [name for name, _ in sent] == names
+    assert all(tensor.dtype == torch.bfloat16 and not tensor.requires_grad for _, tensor in sent)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_sent_unless_it_is_the_embedding(tied: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+                         num_key_value_heads=1, tie_word_embeddings=tied)  # fmt: skip
+    names = [name for name, _, _ in ModuleSource(LlamaForCausalLM(config)).manifest()]
+    assert ("lm_head.weight" in names) is not tied
+    assert "model.embed_tokens.weight" in names
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    ["module.model.layers.0.x", "_orig_mod.module.model.layers.0.x", "model.layers.0._checkpoint_wrapped_module.x"],
+)
+def test_wrappers_leave_the_name(wrapped: str) -> None:
+    assert hf_name(wrapped) == "model.layers.0.x"
+    assert hf_name("model.submodule.x") == "model.submodule.x"
+
+
+async def test_local_push_loads_the_stream() -> None:
+    class Sampler:
+        got: dict[str, Tensor]
+        version = -1
+
+        def load(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+            self.got, self.version = dict(tensors), version
+
+    sampler = Sampler()
+    stats = await LocalPush(sampler).push(SOURCE, 2)  # type: ignore[arg-type]
+    assert sampler.version == 2
+    assert sampler.got.keys() == SOURCE.weights.keys()
+    assert stats.bytes == 36
+
+
+def test_parity_by_hand() -> None:
+    learner, sampler = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0 - math.log(2)])
+    mean_abs, k3 = parity(learner, sampler)  # x = 0 and ln 2: expm1(ln 2) - ln 2 = 1 - ln 2
+    assert mean_abs == pytest.approx(math.log(2) / 2)
+    assert k3 == pytest.approx((1 - math.log(2)) / 2)
+
+
+@pytest.mark.parametrize("shift", [1e-4, -1e-4])
+def test_parity_is_exact_where_both_nearly_agree(shift: float) -> None:
+    learner = torch.zeros(1, dtype=torch.float64)
+    assert parity(learner + shift, learner)[1] == pytest.approx(shift**2 / 2, rel=1e-4)
