@@ -55,8 +55,9 @@ make_venv() {
 install() {
     # torch alone, first: the CPU build may only be on PyTorch's own index, and nothing else may come from there
     pip install --no-deps --no-compile -r <(grep '^torch==' "$lock") 2>/dev/null || {
-        say "this index has no CPU build of torch; taking it from $TORCH_CPU_INDEX"
-        pip install --no-deps --no-compile --index-url "$TORCH_CPU_INDEX" -r <(grep '^torch==' "$lock")
+        say "the configured index gave no CPU build of torch; trying $TORCH_CPU_INDEX"
+        pip install --no-deps --no-compile --index-url "$TORCH_CPU_INDEX" -r <(grep '^torch==' "$lock") ||
+            refuse "no CPU build of torch for $("$python" -V) there either; make setup PYTHON=… takes another Python"
     }
     pip install --no-deps --no-compile -r "$lock"
     # Compiled on all cores (pip would use one), except for what hardly anybody imports; some files are no Python
