@@ -25,7 +25,7 @@ from rl.attention import padded_slots
 from rl.batch import Estimator, MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
 from rl.config import TrainConfig
 from rl.correction import Correction, no_correction, token_correction, usable
-from rl.flops import ModelShape, forward_flops, measure_peak_gflops, training_flops
+from rl.flops import ModelShape, forward_flops, measure_peak_gflops
 from rl.kl import k3
 from rl.losses import LossInputs, LossOutputs, aggregate, clip_loss, diagnose, masked, token_weights
 from rl.model import policy_logprobs
@@ -35,6 +35,7 @@ from rollout.types import Chain, Group
 StepStats: TypeAlias = dict[str, float]
 """Figures of one step under their names in metrics.jsonl; NaN = there was nothing to measure it on."""
 Check: TypeAlias = Callable[[StepStats], None]
+"""Gets the mismatch figures before any optimizer step, and may raise."""
 
 ADVANTAGES: dict[str, Estimator] = {"group_norm": group_norm}
 LOSSES: dict[str, Callable[[LossInputs], LossOutputs]] = {"clip": clip_loss}
@@ -45,32 +46,48 @@ MAX_NONFINITE = 3
 
 
 @dataclass
-class _Scores:
-    """What is known of each row before the first optimizer step, [N] each."""
-
-    old: Tensor
-    entropy: Tensor
-    ref: Tensor | None
-    mask: Tensor  # bool: rows that can be trained
-
-
-@dataclass
 class Tally:
     """Sums over a step's micro-batches; divided only when the step is over."""
 
     sums: defaultdict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
     ratio_max: float = 0.0
-    grad_norms: list[float] = field(default_factory=list)
 
     def add(self, **values: Tensor | float) -> None:
         """Add to the named sums; tensors stay on their device."""
         for name, value in values.items():
             self.sums[name] = self.sums[name] + (value.detach() if isinstance(value, Tensor) else value)
 
+    def add_pass(self, shape: ModelShape, micro: MicroBatch, passes: int) -> None:
+        """Count the work of one micro-batch: passes = 1 forward, 3 training, 4 training with checkpointing."""
+        cost = passes * forward_flops(shape, micro.lengths, len(micro.rows))
+        self.add(flops=cost, slots=padded_slots(micro.lengths), positions=sum(micro.lengths))
+
+    def total(self, name: str) -> float:
+        """One sum, 0 where nothing was added."""
+        return float(self.sums.get(name, 0.0))
+
     def mean(self, name: str, by: str) -> float:
         """One sum over another, NaN over nothing."""
-        count = float(self.sums[by])
-        return float(self.sums[name]) / count if count else math.nan
+        return self.total(name) / self.total(by) if self.total(by) else math.nan
+
+
+@dataclass
+class StepState:
+    """One step's batch and what is known of its rows, [N] each."""
+
+    batch: TrainBatch
+    mask: Tensor  # bool: rows that can be trained
+    old: Tensor  # logprobs of the weights at the start of the batch
+    entropy: Tensor  # of the same weights, nats
+    ref: Tensor | None  # logprobs of the reference
+    tally: Tally = field(default_factory=Tally)
+
+    def has_signal(self, part: Sequence[int]) -> bool:
+        """Whether some chains can move the weights: a KL term, or an advantage that is not zero."""
+        rows = self.batch.rows_of(part)
+        rows = rows[self.mask[rows]]
+        pull = self.ref is not None and len(rows) > 0
+        return pull or bool(self.batch.advantages[self.batch.sequence_ids[rows]].any())
 
 
 class Learner:
@@ -94,8 +111,9 @@ class Learner:
         torch.set_num_threads(train.threads or _cores())
         self.objective, self.train, self.temperature = objective, train, temperature
         self.total_updates = total_steps * train.epochs * train.minibatches
-        precision = "bf16" if dtype == "bfloat16" else "no"
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision="bf16" if dtype == "bfloat16" else "no"
+        )
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
@@ -113,62 +131,55 @@ class Learner:
     def peak_gflops(self) -> float:
         """Matrix-multiplication speed of this machine, measured once."""
         half = self.accelerator.mixed_precision == "bf16"
-        dtype = torch.bfloat16 if half else torch.float32
-        return measure_peak_gflops(device=self.accelerator.device, dtype=dtype)
+        return measure_peak_gflops(device=self.accelerator.device, dtype=torch.bfloat16 if half else torch.float32)
 
     def step(self, groups: Sequence[Group], version: int, check: Check | None = None) -> StepStats:
         """Train on one step's scored groups; `version` is the label of the weights held now.
 
-        `check` sees the mismatch figures before the first optimizer step, and may raise: no weight has moved then.
-
+        `check` gets the mismatch figures once, before any optimizer step: when it raises, no weight has moved.
         Raises Fault after MAX_NONFINITE optimizer steps in a row without a finite loss and gradient.
         """
-        start, tally = time.perf_counter(), Tally()
-        batch = build_batch(groups, version, ADVANTAGES[self.objective.advantage]).to(self.accelerator.device)
-        parts = split_minibatches(batch, self.train.minibatches) if batch.group_ids else []
-        scores = self._blank_scores(batch)
+        start = time.perf_counter()
+        state = self.prepare(build_batch(groups, version, ADVANTAGES[self.objective.advantage]))
+        parts = split_minibatches(state.batch, self.train.minibatches)
         # The first minibatch meets the weights of the start of the batch: its old logprobs are its own, exact and free.
-        free = set(parts[0]) if parts and self._has_signal(batch, parts[0], scores) else set()
-        self._score(batch, [s for s in batch.sequences if s not in free], scores, tally)
-
-        def verify() -> None:
-            if check is not None:
-                check(mismatch(batch, scores.old))
-
+        free = parts[0] if parts and state.has_signal(parts[0]) else []
+        self._score(state, sorted(set(state.batch.sequences) - set(free)))
+        check = check or (lambda stats: None)
         if not free:
-            verify()
+            check(mismatch(state))
         first_update = self.updates_due
         for epoch in range(self.train.epochs):
             for i, part in enumerate(parts):
                 self.updates_due = first_update + epoch * self.train.minibatches + i
-                fill = epoch == 0 and i == 0
-                self._update(batch, part, scores, tally, verify if fill and free else None, fill)
+                self._update(state, part, check if part is free and epoch == 0 else None)
         self.updates_due = first_update + self.train.epochs * self.train.minibatches
-        return self._stats(batch, scores, tally, time.perf_counter() - start)
+        return self._stats(state, time.perf_counter() - start)
 
     def learning_rate(self, update: int) -> float:
         """The learning rate of optimizer step `update` (from 0): linear warm-up, then decay to 0 at the run's end."""
         peak, warmup = self.train.learning_rate, self.train.warmup_steps
         if update < warmup:
             return peak * (update + 1) / (warmup + 1)
-        done = (update - warmup) / max(1, self.total_updates - warmup)
-        shares = {"none": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * min(1.0, done))) / 2}
-        return peak * max(0.0, shares[self.train.decay])
+        done = min(1.0, (update - warmup) / max(1, self.total_updates - warmup))
+        shares = {"none": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
+        return peak * shares[self.train.decay]
 
-    @torch.no_grad()
     def score_logprobs(self, chains: Sequence[Chain], temperature: float | None = None) -> list[Tensor]:
-        """The current policy's logprobs of each chain's sampled tokens, one [n] per chain; temperature: the run's."""
+        """The current policy's logprobs of each chain's sampled tokens, one [n] on the CPU for each chain.
+
+        At the run's temperature, or at another one.
+        """
         batch = flatten(chains, version=0).to(self.accelerator.device)
-        scores = self._blank_scores(batch)
-        for micro in pack(batch, batch.sequences, self.train.tokens_per_microbatch):
-            scores.old[micro.rows], _ = self._forward(self.policy, batch, micro, temperature)
-        return [part.cpu() for part in scores.old.split(torch.tensor(batch.row_bounds).diff().tolist())]
+        logprobs = torch.zeros(len(batch.targets), device=self.accelerator.device)
+        self._write_scores(self.policy, batch, batch.sequences, logprobs, torch.empty_like(logprobs), temperature)
+        counts = torch.tensor(batch.row_bounds).diff().tolist()
+        return list(torch.split(logprobs.cpu(), counts))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""
         names = [name for name, _ in self.policy.named_parameters()]
-        counters = torch.tensor([self.updates_due, self.nonfinite_in_a_row])
-        state = {"learner.counters": counters}
+        state = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{key}.{names[index]}": value for key, value in values.items()}
         return state
@@ -187,119 +198,102 @@ class Learner:
         self.optimizer.load_state_dict(plain)
         self.updates_due, self.nonfinite_in_a_row = state["learner.counters"].tolist()
 
-    def accumulate(
-        self, batch: TrainBatch, part: Sequence[int], scores: _Scores, tally: Tally, fill: bool = False
-    ) -> float:
-        """Add one minibatch's gradient to the parameters and return its loss; `fill` records the logprobs as old."""
-        rows = batch.rows_of(part)
-        weights = token_weights(scores.mask[rows], batch.sequence_ids[rows], self.objective.aggregation)
-        denominator = float(weights.sum())
-        total = torch.zeros((), device=self.accelerator.device)
+    def prepare(self, batch: TrainBatch) -> StepState:
+        """A batch on the learner's device, with nothing scored yet (NaN)."""
+        batch = batch.to(self.accelerator.device)
+        dtype = torch.float64 if self.policy.dtype == torch.float64 else torch.float32
+        old, entropy, ref = torch.full((3, len(batch.targets)), math.nan, dtype=dtype, device=batch.targets.device)
+        mask = usable(batch.sampler_logprobs, self.objective.correction)
+        return StepState(batch, mask, old, entropy, None if self.reference is None else ref)
+
+    def accumulate(self, state: StepState, part: Sequence[int], fill_old: bool = False) -> float:
+        """Add one minibatch's gradient to the parameters and return its loss; `fill_old` keeps its logprobs as old."""
+        batch, rows = state.batch, state.batch.rows_of(part)
+        weights = token_weights(state.mask[rows], batch.sequence_ids[rows], self.objective.aggregation)
+        denominator, total = float(weights.sum()), torch.zeros((), device=self.accelerator.device)
         for micro in pack(batch, part, self.train.tokens_per_microbatch):
             logprobs, entropy = self._forward(self.policy, batch, micro)
-            if fill:
-                scores.old[micro.rows] = logprobs.detach()
-                scores.entropy[micro.rows] = entropy
-            loss = self._loss(batch, micro, scores, logprobs, denominator, tally)
+            if fill_old:
+                state.old[micro.rows], state.entropy[micro.rows] = logprobs.detach(), entropy
+            loss = self._loss(state, micro, logprobs, denominator)
             self.accelerator.backward(loss)
             total = total + loss.detach()
-            cost = training_flops(self.shape, micro.lengths, len(micro.rows), self.train.gradient_checkpointing)
-            tally.add(flops=cost, slots=padded_slots(micro.lengths), positions=sum(micro.lengths))
+            state.tally.add_pass(self.shape, micro, 4 if self.train.gradient_checkpointing else 3)
         return float(total)
 
-    def _loss(
-        self, batch: TrainBatch, micro: MicroBatch, scores: _Scores, logprobs: Tensor, denominator: float, tally: Tally
-    ) -> Tensor:
+    def _loss(self, state: StepState, micro: MicroBatch, logprobs: Tensor, denominator: float) -> Tensor:
         """One micro-batch's part of the minibatch's loss, a scalar."""
-        rows, wanted = micro.rows, self.objective
-        mask, sequence_ids, old = scores.mask[rows], batch.sequence_ids[rows], scores.old[rows]
-        advantages = batch.advantages[sequence_ids]
+        rows, wanted, tally = micro.rows, self.objective, state.tally
+        mask, sequence_ids, old = state.mask[rows], state.batch.sequence_ids[rows], state.old[rows]
+        advantages = state.batch.advantages[sequence_ids]
         outputs = LOSSES[wanted.loss](LossInputs(logprobs, old, advantages, mask, wanted.clip_low, wanted.clip_high))
-        correction = CORRECTIONS[wanted.correction](old, batch.sampler_logprobs[rows])
+        correction = CORRECTIONS[wanted.correction](old, state.batch.sampler_logprobs[rows])
         weighted = outputs.token_losses * correction.weights
-        loss = policy_loss = aggregate(weighted, mask, sequence_ids, wanted.aggregation, denominator)
-        if scores.ref is not None:
-            kl = k3(logprobs, scores.ref[rows])
-            loss = loss + wanted.kl_weight * aggregate(kl, mask, sequence_ids, wanted.aggregation, denominator)
-            tally.add(kl=masked(kl, mask).sum())
+        policy_loss = aggregate(weighted, mask, sequence_ids, wanted.aggregation, denominator)
         seen = diagnose(outputs, mask)
         tally.add(loss=policy_loss, tokens=seen.tokens, clipped=seen.clipped, approx_kl=seen.approx_kl)
-        tally.add(**{f"correction_{name}": value for name, value in correction.metrics.items()})
+        tally.add(**{f"correction/{name}": value for name, value in correction.metrics.items()})
         tally.ratio_max = max(tally.ratio_max, float(seen.ratio_max))
-        return loss
+        if state.ref is None:
+            return policy_loss
+        kl = k3(logprobs, state.ref[rows])
+        tally.add(kl=masked(kl, mask).sum())
+        return policy_loss + wanted.kl_weight * aggregate(kl, mask, sequence_ids, wanted.aggregation, denominator)
 
-    def _update(
-        self,
-        batch: TrainBatch,
-        part: Sequence[int],
-        scores: _Scores,
-        tally: Tally,
-        verify: Callable[[], None] | None,
-        fill: bool,
-    ) -> None:
+    def _update(self, state: StepState, part: Sequence[int], check: Check | None) -> None:
         """One optimizer step on a minibatch, or none where there is nothing to learn from or the gradient is broken.
 
-        `verify` is called between the gradient and the step.
+        A `check` means that this is the first one: its logprobs become the old ones, and the mismatch is known.
         """
-        if not self._has_signal(batch, part, scores):
-            tally.add(no_signal=1)  # AdamW's momentum would move the weights even on a zero gradient
+        if not state.has_signal(part):
+            state.tally.add(no_signal=1)  # AdamW's momentum would move the weights even on a zero gradient
             return
-        loss = self.accumulate(batch, part, scores, tally, fill)
-        if verify is not None:
-            verify()
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
-        if math.isfinite(loss) and math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.updates_due)
-            self.optimizer.step()
-            tally.add(updates=1)
-            tally.grad_norms.append(norm)
-            self.nonfinite_in_a_row = 0
-        else:
-            self.nonfinite_in_a_row += 1
-            tally.add(nonfinite=1)
-        self.optimizer.zero_grad()
+        try:
+            loss = self.accumulate(state, part, fill_old=check is not None)
+            if check is not None:
+                check(mismatch(state))
+            norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
+            if math.isfinite(loss) and math.isfinite(norm):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.learning_rate(self.updates_due)
+                self.optimizer.step()
+                state.tally.add(updates=1, grad_norm=norm)
+                self.nonfinite_in_a_row = 0
+                return
+        finally:
+            self.optimizer.zero_grad()
+        state.tally.add(nonfinite=1)
+        self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= MAX_NONFINITE:
             raise Fault(
                 f"loss {loss} and gradient norm {norm}: not finite in {MAX_NONFINITE} optimizer steps in a row; "
                 "lower train.learning_rate or resume from an earlier checkpoint"
             )
 
-    def _has_signal(self, batch: TrainBatch, part: Sequence[int], scores: _Scores) -> bool:
-        """Whether a minibatch can move the weights: rows to train with a KL term or an advantage that is not zero."""
-        rows = batch.rows_of(part)
-        rows = rows[scores.mask[rows]]
-        pull = self.objective.needs_reference and len(rows) > 0
-        return pull or bool(batch.advantages[batch.sequence_ids[rows]].any())
-
-    def _blank_scores(self, batch: TrainBatch) -> _Scores:
-        dtype = torch.float64 if self.policy.dtype == torch.float64 else torch.float32
-        blank = torch.full(batch.targets.shape, math.nan, dtype=dtype, device=batch.targets.device)
-        ref = None if self.reference is None else blank.clone()
-        mask = usable(batch.sampler_logprobs, self.objective.correction)
-        return _Scores(old=blank, entropy=blank.clone(), ref=ref, mask=mask)
-
-    def _score(self, batch: TrainBatch, sequences: Sequence[int], scores: _Scores, tally: Tally) -> None:
-        """Old logprobs of some chains, reference logprobs of all."""
-        self._score_with(self.policy, batch, sequences, scores.old, scores.entropy, tally)
-        if self.reference is not None and scores.ref is not None:
-            self._score_with(self.reference, batch, batch.sequences, scores.ref, torch.empty_like(scores.ref), tally)
+    def _score(self, state: StepState, sequences: Sequence[int]) -> None:
+        """Old logprobs of some chains and, where there is a reference, its logprobs of all."""
+        work = [(self.policy, sequences, state.old, state.entropy)]
+        if self.reference is not None and state.ref is not None:
+            work.append((self.reference, state.batch.sequences, state.ref, torch.empty_like(state.ref)))
+        for model, part, logprobs, entropy in work:
+            for micro in self._write_scores(model, state.batch, part, logprobs, entropy):
+                state.tally.add_pass(self.shape, micro, passes=1)
 
     @torch.no_grad()
-    def _score_with(
+    def _write_scores(
         self,
         model: PreTrainedModel,
         batch: TrainBatch,
         sequences: Sequence[int],
         logprobs: Tensor,
         entropy: Tensor,
-        tally: Tally,
-    ) -> None:
-        """Write the model's logprobs and entropies of some chains' rows into two [N] vectors."""
-        for micro in pack(batch, sequences, self.train.tokens_per_microbatch):
-            logprobs[micro.rows], entropy[micro.rows] = self._forward(model, batch, micro)
-            cost = forward_flops(self.shape, micro.lengths, len(micro.rows))
-            tally.add(flops=cost, slots=padded_slots(micro.lengths), positions=sum(micro.lengths))
+        temperature: float | None = None,
+    ) -> list[MicroBatch]:
+        """Write the model's logprobs and entropies of some chains' rows into two [N] vectors; the passes made."""
+        micros = pack(batch, sequences, self.train.tokens_per_microbatch)
+        for micro in micros:
+            logprobs[micro.rows], entropy[micro.rows] = self._forward(model, batch, micro, temperature)
+        return micros
 
     def _forward(
         self, model: PreTrainedModel, batch: TrainBatch, micro: MicroBatch, temperature: float | None = None
@@ -307,47 +301,43 @@ class Learner:
         with self.accelerator.autocast():
             return policy_logprobs(model, micro, batch.targets[micro.rows], temperature or self.temperature)
 
-    def _stats(self, batch: TrainBatch, scores: _Scores, tally: Tally, seconds: float) -> StepStats:
-        flops, trained = float(tally.sums["flops"]), int(scores.mask.sum())
-        norms = tally.grad_norms
+    def _stats(self, state: StepState, seconds: float) -> StepStats:
+        tally, batch = state.tally, state.batch
+        flops = tally.total("flops")
         return {
             "loss/policy": tally.mean("loss", by="updates"),
             "kl/ref": tally.mean("kl", by="tokens") if self.reference is not None else 0.0,
             "approx_kl": tally.mean("approx_kl", by="tokens"),
             "clip_fraction": tally.mean("clipped", by="tokens"),
-            "entropy": float(scores.entropy.nanmean()),
-            "grad_norm": sum(norms) / len(norms) if norms else math.nan,
+            "entropy": float(state.entropy.nanmean()),
+            "grad_norm": tally.mean("grad_norm", by="updates"),
             "learning_rate": self.learning_rate(self.updates_due - 1),
-            "ratio/max": tally.ratio_max if tally.sums["tokens"] else math.nan,
-            **mismatch(batch, scores.old),
-            **{
-                name.replace("_", "/", 1): tally.mean(name, by="tokens") for name in tally.sums if "correction_" in name
-            },
+            "ratio/max": tally.ratio_max if tally.total("tokens") else math.nan,
+            **mismatch(state),
+            **{name: tally.mean(name, by="tokens") for name in tally.sums if name.startswith("correction/")},
             "staleness": float(batch.ages.double().mean()),
-            "tokens/trained": trained,
+            "tokens/trained": int(state.mask.sum()),
             "flops/train": flops,
             "padding_waste": 1.0 - tally.mean("positions", by="slots"),
             "time/learn": seconds,
             "mfu": flops / seconds / self.peak_gflops / 1e9,
             "samples/dropped": batch.dropped,
             "groups/no_variance": batch.no_variance,
-            "updates/done": float(tally.sums["updates"]),
-            "updates/no_signal": float(tally.sums["no_signal"]),
-            "updates/nonfinite": float(tally.sums["nonfinite"]),
+            "updates/done": tally.total("updates"),
+            "updates/no_signal": tally.total("no_signal"),
+            "updates/nonfinite": tally.total("nonfinite"),
         }
 
 
-def mismatch(batch: TrainBatch, old_logprobs: Tensor) -> StepStats:
-    """How far the sampler's logprobs are from the learner's on fresh tokens, before any optimizer step (nats)."""
-    rows = batch.fresh & torch.isfinite(batch.sampler_logprobs)
-    sampler, old = batch.sampler_logprobs[rows].double(), old_logprobs[rows].double()
-    if not len(old):
-        return {"mismatch_kl/fresh": math.nan, "mismatch/abs_mean": math.nan, "mismatch/abs_max": math.nan}
+def mismatch(state: StepState) -> StepStats:
+    """How far the sampler's logprobs are from the old ones on fresh tokens (nats): 0 where server and learner agree."""
+    rows = state.batch.fresh & torch.isfinite(state.batch.sampler_logprobs)
+    sampler, old = state.batch.sampler_logprobs[rows].double(), state.old[rows].double()
     gap = (old - sampler).abs()
     return {
-        "mismatch_kl/fresh": float(k3(sampler, old).mean()),
+        "mismatch_kl/fresh": float(k3(sampler, old).mean()),  # the mean of nothing is NaN
         "mismatch/abs_mean": float(gap.mean()),
-        "mismatch/abs_max": float(gap.max()),
+        "mismatch/abs_max": float(gap.max()) if len(gap) else math.nan,
     }
 
 

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rl.flops import ModelShape, forward_flops, measure_peak_gflops, rollout_flops, training_flops
+from tests.rl.chains import VOCAB, small_model
+
+TINY = ModelShape(linear=10, head=7, attention=3)
+
+
+def test_hand_worked() -> None:
+    """2 chains of 2 and 3 tokens: 5 tokens x 20, 4 through the head x 14, pairs 3 + 6 x 12."""
+    assert forward_flops(TINY, [2, 3], head_tokens=4) == 5 * 20 + 4 * 14 + 9 * 12
+    assert forward_flops(TINY, [2, 3], head_tokens=4, causal=False) == 5 * 20 + 4 * 14 + 13 * 12
+    assert training_flops(TINY, [2, 3], 4) == 3 * 264
+    assert training_flops(TINY, [2, 3], 4, checkpointing=True) == 4 * 264
+
+
+def test_rollout_by_hand_and_as_a_slow_loop() -> None:
+    """Each token but the last goes through once and sees itself and all before it; the head runs per sampled token."""
+
+    def slow(prompt: int, length: int) -> float:
+        body = sum(20 + 12 * (t + 1) for t in range(length - 1))
+        return body + 14 * (length - prompt)
+
+    assert rollout_flops(TINY, [1], [3]) == 2 * 20 + 3 * 12 + 2 * 14
+    assert rollout_flops(TINY, [4, 2], [9, 5]) == slow(4, 9) + slow(2, 5)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+def test_within_two_percent_of_torchs_own_count(arch: str) -> None:
+    """Full attention, as the counter counts every kernel; eager, since it knows no fused CPU kernel."""
+    model = small_model(arch, "eager", tie_word_embeddings=False)
+    ids = torch.randint(VOCAB, (3, 40))
+    with FlopCounterMode(display=False) as counter:
+        logits = model(ids, use_cache=False).logits
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    shape = ModelShape.of(model)
+    assert forward_flops(shape, [40] * 3, 120, causal=False) == pytest.approx(forward, rel=0.02)
+    assert 3 * forward_flops(shape, [40] * 3, 120, causal=False) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_a_tied_head_is_counted_once_and_the_embedding_never() -> None:
+    tied, untied = (ModelShape.of(small_model(tie_word_embeddings=t)) for t in (True, False))
+    assert tied == untied
+    assert tied.head == VOCAB * 32
+
+
+def test_the_probe_measures_something() -> None:
+    assert measure_peak_gflops(seconds=0.01) > 0.1
