@@ -74,8 +74,8 @@ class RolloutConfig(Section):
     """Problems a step."""
     group_size: int = Field(8, ge=1)
     """Chains a problem."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; the learner divides its logits by the same number."""
+    temperature: float = Field(1.0, gt=0, le=2)
+    """Sampling temperature (vLLM takes at most 2); the learner divides its logits by the same number."""
     max_tokens: int = Field(512, ge=1)
     """Tokens a chain may have after the prompt, thinking and answer together."""
     top_p: float = 1.0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
+from rewards.trl_style import Extras
 from rewards.types import Problem, Score, Split
 from rl.backend import Backend
 from rl.build import Setup, weight_source
@@ -248,11 +249,19 @@ class TimedScorer:
     def __init__(self, pool: RewardPool) -> None:
         self.pool, self.seconds = pool, 0.0
 
-    async def score(self, chain_id: str, response: str, problem: Problem, spec: Any, truncated: bool = False) -> Score:
+    async def score(
+        self,
+        chain_id: str,
+        response: str,
+        problem: Problem,
+        spec: Any,
+        truncated: bool = False,
+        extras: Extras | None = None,
+    ) -> Score:
         """Score through the pool."""
         began = time.monotonic()
         try:
-            return await self.pool.score(chain_id, response, problem, spec, truncated=truncated)
+            return await self.pool.score(chain_id, response, problem, spec, truncated, extras)
         finally:
             self.seconds += time.monotonic() - began
 

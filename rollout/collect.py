@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from rewards.errors import BadInput
+from rewards.trl_style import Extras
 from rewards.types import Problem, Score
 from rollout.budget import Budget, sample_with_budget
 from rollout.prompt import Style, Template
@@ -21,7 +22,13 @@ class Scorer(Protocol):
     """What judges responses: rewards.pool.RewardPool, or a fake."""
 
     async def score(
-        self, chain_id: str, response: str, problem: Problem, spec: Any, truncated: bool = False
+        self,
+        chain_id: str,
+        response: str,
+        problem: Problem,
+        spec: Any,
+        truncated: bool = False,
+        extras: Extras | None = None,
     ) -> Score: ...
 
 
@@ -58,7 +65,7 @@ async def collect(
             problem,
             sample_with_budget(sampler, template, chain_id, problem.id, prompt_ids, params, budget, with_problem),
         )
-        chain = await score_chain(chain, problem, template=template, pool=pool, spec=spec_of(problem))
+        chain = await score_chain(chain, problem, template=template, pool=pool, spec=spec_of(problem), step=step)
         if on_chain is not None:
             on_chain(chain)
         return chain
@@ -82,10 +89,13 @@ def encode_prompts(problems: Sequence[Problem], template: Template, style: Style
     return out
 
 
-async def score_chain(chain: Chain, problem: Problem, *, template: Template, pool: Scorer, spec: Any) -> Chain:
+async def score_chain(
+    chain: Chain, problem: Problem, *, template: Template, pool: Scorer, spec: Any, step: int = 0
+) -> Chain:
     """The chain with the pool's verdict; cut by the cap, or ended inside its thinking, it counts as truncated."""
     truncated = chain.finish_reason == "length" or template.unclosed(chain)
-    score = await pool.score(chain.id, template.response_text(chain), problem, spec, truncated=truncated)
+    extras = Extras(chain.response_ids, step)
+    score = await pool.score(chain.id, template.response_text(chain), problem, spec, truncated, extras)
     return chain.with_score(score)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewards.errors import BadInput
+from rewards.trl_style import Extras
 from rewards.types import Problem, Score
 from rollout.sampling import SamplingParams
 from rollout.types import Completion, FinishReason
@@ -85,7 +86,15 @@ class FakePool:
         self.judge = judge
         self.asked: list[tuple[str, str, bool]] = []  # (chain id, response, truncated)
 
-    async def score(self, chain_id: str, response: str, problem: Problem, spec: Any, truncated: bool = False) -> Score:
+    async def score(
+        self,
+        chain_id: str,
+        response: str,
+        problem: Problem,
+        spec: Any,
+        truncated: bool = False,
+        extras: Extras | None = None,
+    ) -> Score:
         self.asked.append((chain_id, response, truncated))
         await asyncio.sleep(0)
         if truncated:

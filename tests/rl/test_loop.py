@@ -26,7 +26,7 @@ def make_config(tmp_path: Path, name: str, **extra: Any) -> Config:
         "task": "letters",
         "sampler": "transformers",
         "rollout": {"problems": 4, "group_size": 4, "max_tokens": 3},
-        "train": {"steps": 4, "learning_rate": 0.003, "minibatches": 2, "checkpoint_every": 2},
+        "train": {"steps": 4, "learning_rate": 0.003, "minibatches": 2, "checkpoint_every": 2, "threads": 1},
         "rewards": {"workers": 1},
     }
     for section, values in extra.items():
@@ -119,7 +119,9 @@ def test_saved_directories_load_in_plain_transformers(whole: RunDir) -> None:
 
 
 def test_a_failing_reward_stops_the_run_by_name_and_saves(tmp_path) -> None:
-    (tmp_path / "bad.py").write_text("def f(response, problem):\n    raise KeyError('gone')\n\n\nf.scores_truncated = True\n")
+    (tmp_path / "bad.py").write_text(
+        "def f(response, problem):\n    raise KeyError('gone')\n\n\nf.scores_truncated = True\n"
+    )
     config = make_config(tmp_path, "bad", reward=f"{tmp_path}/bad.py:f")
     with pytest.raises(Fault, match=r"16 of 16 chains.*KeyError"):
         run_once(config)

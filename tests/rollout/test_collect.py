@@ -59,14 +59,14 @@ async def test_the_verifier_reads_text_and_gets_the_row_s_spec() -> None:
     specs = []
 
     class Pool(FakePool):
-        async def score(self, chain_id, response, problem, spec, truncated=False):
-            specs.append((response, problem.id, spec, truncated))
+        async def score(self, chain_id, response, problem, spec, truncated=False, extras=None):
+            specs.append((response, problem.id, spec, truncated, extras.completion_ids, extras.step))
             return await super().score(chain_id, response, problem, spec, truncated)
 
     sampler = FakeSampler(lambda ids, params: [30, CLOSE, 31, EOS])
     await run(sampler, Pool(), group_size=1)
     text = TEMPLATE.tokenizer.decode([OPEN, 30, CLOSE, 31])
-    assert sorted(specs) == [(text, f"p{i}", f"spec of p{i}", False) for i in range(3)]
+    assert sorted(specs) == [(text, f"p{i}", f"spec of p{i}", False, [30, CLOSE, 31, EOS], 7) for i in range(3)]
 
 
 @pytest.mark.parametrize(
