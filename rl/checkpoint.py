@@ -56,9 +56,9 @@ def save_checkpoint(root: Path, step: int, save_model: Callable[[Path], None], s
         shutil.rmtree(final, ignore_errors=True)
         draft.replace(final)
         _sync_directory(root)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadInput(
                 f"no space left for checkpoint {final}; free some disk and go on with --resume (nothing older is lost)"
             ) from None

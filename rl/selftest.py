@@ -110,7 +110,7 @@ async def check_all(setup: Setup, backend: Backend, learner: Learner) -> Report:
     report.require(
         report.parity_before <= bound,
         f"parity before any change is {report.parity_before:.1e}, bound {bound:.0e}: server and learner disagree "
-        "on the same weights; look for temperature or logprobs-mode on one side, dtype, or an architecture that differs",
+        "on the same weights; look for temperature, logprobs-mode or dtype on one side",
     )
     await _steps(setup, backend, learner, report)
     with changed(learner):

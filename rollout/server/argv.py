@@ -12,6 +12,9 @@ from rollout.server.hardware import Hardware
 SERVED_NAME = "policy"
 """The model's name in requests."""
 
+PREFILL_TOKENS = 8192
+"""Prompt tokens that one engine step may take in, on a CPU."""
+
 # What a server may see of its launcher's environment. A list of what is allowed, since every launcher has variables of
 # its own: RANK, MASTER_ADDR or TORCHELASTIC_* make vLLM join the trainer's process group, OMP_NUM_THREADS=1
 # (accelerate's default) would cost it all threads but one.
@@ -80,6 +83,9 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
         return [*argv, "--gpu-memory-utilization", str(spec.gpu_memory_utilization)], _common_env(spec)
     # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
     argv += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
+    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't do on a CPU:
+    # the engine would die ("CPU Generator does not use offset"). So prompts are never cut, and each must fit a step.
+    argv += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.max_model_len, PREFILL_TOKENS))]
     return argv, _common_env(spec) | _cpu_env(spec, hardware)
 
 
@@ -92,6 +98,7 @@ def server_env(base_env: Mapping[str, str], additions: Mapping[str, str]) -> dic
 def _common_env(spec: ServerSpec) -> dict[str, str]:
     env = {
         "VLLM_SERVER_DEV_MODE": "1",  # the weight routes; the key guards them
+        "VLLM_HOST_IP": "127.0.0.1",  # the engine's own sockets stay on this host too
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",  # the model is a directory: nothing is to be fetched
