@@ -108,6 +108,7 @@ def evaluate(
     answer: Annotated[int, typer.Option(min=1, help="of these, tokens for the answer behind a forced close")] = 64,
     reward: Annotated[str | None, typer.Option(help="reward to score with; default: the task's own")] = None,
     sampler: Annotated[SamplerName, typer.Option(help="what generates")] = SamplerName.vllm,
+    think: Annotated[bool, typer.Option(help="whether chains think first; a run knows, others are taken to")] = True,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer directory, for a URL")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file for the cells")] = None,
@@ -119,8 +120,8 @@ def evaluate(
     request = EvalRequest(
         target=target, tasks=tuple(task), problems=problems, split=split.value, ks=parse_list(k, "--k") or (1,),
         budgets=parse_list(budget, "--budget") or (None,), prompts=parse_prompts(prompt), temperature=temperature,
-        max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler.value, tokenizer=tokenizer, seed=seed,
-        out=out, as_json=json,
+        max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler.value, think=think,
+        tokenizer=tokenizer, seed=seed, out=out, as_json=json,
     )  # fmt: skip
     run_eval(request)
 

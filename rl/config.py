@@ -343,6 +343,10 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
+        inside = first["input"]
+        while isinstance(inside, dict) and len(inside) == 1:  # a section that isn't there: name the key that was meant
+            key, inside = next(iter(inside.items()))
+            where = f"{where}.{key}"
         hint = nearest_key(where)
         return f"unknown key {where!r}" + (f"; did you mean {hint!r}?" if hint else "; see `ponder config docs`")
     message = first["msg"].removeprefix("Value error, ")

@@ -36,6 +36,9 @@ from rollout.server.middleware import KEY_VARIABLE
 from rollout.server.process import ServerProcess, free_port
 from rollout.types import Sampler
 
+PLAIN_WIDTH = 140
+"""Columns of the table in a file or a pipe."""
+
 
 @dataclass(frozen=True)
 class EvalRequest:
@@ -53,6 +56,7 @@ class EvalRequest:
     answer: int
     reward: str | None
     sampler: str
+    think: bool
     tokenizer: Path | None
     seed: int
     out: Path | None
@@ -91,7 +95,7 @@ def run_eval(request: EvalRequest) -> None:
     tasks = [load_task(spec, seed=request.seed) for spec in request.tasks]
     chosen = [(problem, task) for task in tasks for problem in _problems(task, request)]
     spec_of = {problem.id: request.reward or problem.reward or task.reward for problem, task in chosen}
-    target = resolve_target(request.target, request.tokenizer)
+    target = resolve_target(request)
     template = Template.load(target.path, think=target.think)
     cells = asyncio.run(_evaluate(request, target, template, [problem for problem, _ in chosen], spec_of))
     result = result_file(cells)
@@ -100,22 +104,23 @@ def run_eval(request: EvalRequest) -> None:
     if request.as_json:
         print(json.dumps(result, indent=1))
     else:
-        Console().print(_table(cells))
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(cells))
 
 
-def resolve_target(text: str, tokenizer: Path | None) -> Target:
+def resolve_target(request: EvalRequest) -> Target:
     """A URL, a run directory (its newest checkpoint) or a model directory. Raises BadInput."""
+    text = request.target
     if text.startswith(("http://", "https://")):
-        path = str(tokenizer) if tokenizer is not None else _served_model(text)
-        return Target(name=text, path=path, url=text, think=True)
+        path = str(request.tokenizer) if request.tokenizer is not None else _served_model(text)
+        return Target(name=text, path=path, url=text, think=request.think)
     if RunDir(Path(text)).config.is_file():
         run, config = open_run(Path(text))
         found = latest_checkpoint(run.checkpoints, lambda line: print(f"ponder: {line}", file=sys.stderr))
         if found is None:
             raise BadInput(f"{text} is a run without a checkpoint; let it reach train.checkpoint_every steps")
-        return Target(f"{text}@{found.step}", str(found.path), None, config.model.think)
+        return Target(f"{text}@{found.step}", str(found.path), None, config.model.think and request.think)
     model_context(text)
-    return Target(name=text, path=text, url=None, think=True)
+    return Target(name=text, path=text, url=None, think=request.think)
 
 
 def _served_model(url: str) -> str:
@@ -226,7 +231,8 @@ async def _start_server(request: EvalRequest, target: Target, context: int) -> t
 @contextlib.contextmanager
 def _progress(style: str) -> Iterator[Any]:
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"chains ({style})", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

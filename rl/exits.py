@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from rewards.errors import BadInput, Fault
 
@@ -23,7 +25,7 @@ class Stopped(Exception):
 
 def run_command(call: Callable[[], object]) -> int:
     """Call a command line and turn how it ends into an exit code and at most one line on stderr."""
-    import click
+    import typer
 
     try:
         call()
@@ -33,16 +35,29 @@ def run_command(call: Callable[[], object]) -> int:
         return 1
     except Stopped as error:
         return _say(str(error), 128 + error.signum)
-    except click.ClickException as error:
-        return _say(error.format_message(), error.exit_code)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
     except BrokenPipeError:  # `ponder … | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _say(f"no space left on the disk ({error.filename or 'while writing'}); free some and go on", 2)
+    except Exception as error:
+        if not isinstance(error, _usage_error()):
+            raise
+        return _say(error.format_message(), error.exit_code)
     return 0
+
+
+def _usage_error() -> Any:
+    """The base class of wrong command lines, in whichever copy of click typer carries."""
+    import typer
+
+    return typer.BadParameter.__mro__[2]
 
 
 def _say(message: str, code: int) -> int:
