@@ -1,5 +1,6 @@
-"""From a configuration to the parts of a run. `prepare` does what is cheap, so that bad input is refused before anything
-heavy starts; the rest is built once that holds.
+"""From a configuration to the parts of a run.
+
+`prepare` does what is cheap, so that bad input is refused before anything heavy starts; the rest is built after it.
 """
 
 from __future__ import annotations

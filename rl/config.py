@@ -46,8 +46,6 @@ class ObjectiveConfig(Section):
     """Ratio clip above 1 (1 + clip_high)."""
     kl_weight: float | None = Field(None, ge=0)
     """Weight of the k3 KL to the reference in the loss; at 0 no reference is loaded."""
-    kl_place: Literal["loss"] | None = None
-    """Where the KL to the reference acts: as a term of the `loss`."""
     correction: Literal["none", "token"] | None = None
     """Weight for the sampler/learner mismatch: `token` multiplies by min(old/sampler, 2), detached."""
 

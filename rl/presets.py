@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 from rewards.errors import BadInput
 from rl.config import ObjectiveConfig
@@ -19,7 +18,6 @@ class Objective:
     clip_low: float
     clip_high: float
     kl_weight: float
-    kl_place: Literal["loss"]
     correction: str
 
     @property
@@ -36,7 +34,6 @@ PRESETS: dict[str, Objective] = {
         clip_low=0.2,
         clip_high=0.2,
         kl_weight=0.0,
-        kl_place="loss",
         correction="none",
     ),
 }
