@@ -21,7 +21,7 @@ from rollout.types import Completion, FinishReason
 
 logger = logging.getLogger(__name__)
 
-ROUTE = "/inference/v1/generate"  # as fast as /v1/completions here, and it alone labels tokens with weight versions
+ROUTE = "/inference/v1/generate"  # unlike /v1/completions it labels the tokens with the version of the weights
 CLAMPED = -9999.0  # what vLLM answers for a log-probability that is -inf or NaN
 
 

@@ -83,7 +83,8 @@ async def test_order_of_a_push(tmp_path: Path) -> None:
 async def test_no_server_starts_before_all_are_paused_nor_resumes_before_all_are_done(tmp_path: Path) -> None:
     log: list[str] = []
     await FilePush([Control(log, "a"), Control(log, "b")], tmp_path).push(SOURCE, 1)
-    first, last = {}, {}
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
     for position, call in enumerate(log):
         first.setdefault(call.split()[1], position)
         last[call.split()[1]] = position
@@ -200,7 +201,8 @@ def test_a_stream_that_differs_from_its_manifest_is_a_fault(tmp_path: Path) -> N
 
 def test_module_source_sends_checkpoint_names_in_the_served_dtype() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
-    source = ModuleSource(torch.compile(model), torch.bfloat16)
+    compiled: Any = torch.compile(model)  # its parameters are called _orig_mod.…
+    source = ModuleSource(compiled, torch.bfloat16)
     names = [name for name, _ in model.named_parameters()]
     assert source.manifest() == [
         ("0.weight", "bfloat16", (3, 2)), ("0.bias", "bfloat16", (3,)), ("1.weight", "bfloat16", (2, 3)),

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from rollout.sampling import SamplingParams
 from tests.conftest import VllmServer
 
 PARAMS = SamplingParams(max_tokens=4, stop_ids=(2,), seed=7)
-Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
+Handler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
 
 
 def answer(ids: list[int] | None = None, version: str = "3", reason: str = "stop") -> dict[str, Any]:
