@@ -127,9 +127,10 @@ def build_learner(config: Config, policy_path: str | None = None) -> Learner:
     from rl.presets import resolve_objective
 
     objective = resolve_objective(config.algorithm, config.objective)
-    path, dtype, seed = config.model.path, config.model.dtype, config.seed
-    policy, _ = load_policy(policy_path or path, dtype, seed)
-    reference = load_policy(path, dtype, seed)[0] if objective.needs_reference else None
+    # Parameters and AdamW's state stay fp32 whatever is computed and served in: bf16 weights lose small updates.
+    path, seed = config.model.path, config.seed
+    policy, _ = load_policy(policy_path or path, "float32", seed)
+    reference = load_policy(path, "float32", seed)[0] if objective.needs_reference else None
     return Learner(
         policy,
         objective,
@@ -137,6 +138,7 @@ def build_learner(config: Config, policy_path: str | None = None) -> Learner:
         temperature=config.rollout.temperature,
         total_steps=config.train.steps,
         reference=reference,
+        dtype=config.model.dtype,
     )
 
 

@@ -244,10 +244,11 @@ class Trainer:
 
 
 class TimedScorer:
-    """A reward pool whose scoring time is added up: seconds that items waited for and spent in workers."""
+    """A reward pool that knows for how many seconds anything was being scored; much of it overlaps with sampling."""
 
     def __init__(self, pool: RewardPool) -> None:
         self.pool, self.seconds = pool, 0.0
+        self.active, self.since = 0, 0.0
 
     async def score(
         self,
@@ -259,11 +260,15 @@ class TimedScorer:
         extras: Extras | None = None,
     ) -> Score:
         """Score through the pool."""
-        began = time.monotonic()
+        if self.active == 0:
+            self.since = time.monotonic()
+        self.active += 1
         try:
             return await self.pool.score(chain_id, response, problem, spec, truncated, extras)
         finally:
-            self.seconds += time.monotonic() - began
+            self.active -= 1
+            if self.active == 0:
+                self.seconds += time.monotonic() - self.since
 
     def take_seconds(self) -> float:
         """What was added up since the last call."""
