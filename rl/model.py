@@ -26,8 +26,12 @@ COPIED_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "v
 """What belongs to a model directory besides its config and its weights."""
 
 
-def load_policy(path: str | Path, dtype: str, seed: int, attention: str = varlen.NAME) -> tuple[PreTrainedModel, bool]:
+def load_policy(
+    path: str | Path, dtype: str, seed: int, attention: str = varlen.NAME, fresh: bool = False
+) -> tuple[PreTrainedModel, bool]:
     """The model of a local directory and whether its weights were loaded (else they are random from `seed`).
+
+    `fresh` leaves weights that are there unread.
 
     Raises BadInput where the directory, its config or its tokenizer is missing, or a file is broken.
     """
@@ -38,7 +42,7 @@ def load_policy(path: str | Path, dtype: str, seed: int, attention: str = varlen
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)  # sampler and learner must compute the same function
     varlen.register()
-    loaded = has_weights(path)
+    loaded = has_weights(path) and not fresh
     if loaded:
         model = _load_weights(path, config, DTYPES[dtype], attention)
     else:

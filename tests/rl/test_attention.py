@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.errors import BadInput, Fault
-from rl.attention import VarlenPlan, padded_slots, similar_lengths
+from rl.attention import VarlenPlan, varlen_attention
 from tests.rl.chains import VOCAB, small_model
 
 LENGTHS = [5, 1, 12, 11, 3, 12]
@@ -71,7 +73,7 @@ def test_no_token_sees_its_future() -> None:
 
 
 def test_sliding_windows_are_kept() -> None:
-    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+    window: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
     model, eager = small_model("qwen2", **window).double(), small_model("qwen2", "eager", **window).double()
     full = small_model("qwen2").double()
     ids, _, _ = packed_inputs()
@@ -80,15 +82,6 @@ def test_sliding_windows_are_kept() -> None:
         # eager attention takes its softmax in fp32 whatever the model
         torch.testing.assert_close(mine, separate_logits(eager, ids), atol=1e-5, rtol=1e-4)
         assert not torch.allclose(mine, packed_logits(full, ids))
-
-
-def test_buckets_hold_every_position_once() -> None:
-    _, _, plan = packed_inputs()
-    gathers, scatter = plan.buckets
-    laid_out = torch.cat([gather.flatten() for gather in gathers])
-    assert laid_out[scatter].tolist() == list(range(sum(LENGTHS)))
-    assert len(laid_out) == padded_slots(LENGTHS) == 37 + 8  # [12, 12, 11], [5], [3], [1]: 36 + 5 + 3 + 1
-    assert similar_lengths([10, 7, 8]) == [[0, 2], [1]]
 
 
 def test_a_call_without_a_plan_or_with_a_mask_is_a_fault() -> None:
@@ -101,8 +94,6 @@ def test_a_call_without_a_plan_or_with_a_mask_is_a_fault() -> None:
 
 
 def test_attention_that_it_cannot_compute_is_refused() -> None:
-    from rl.attention import varlen_attention
-
     _, _, plan = packed_inputs()
     query = torch.zeros(1, 2, 44, 4)
     with pytest.raises(BadInput, match="softcap"):

@@ -86,10 +86,10 @@ def padded_gradient(dtype: torch.dtype, objective: Objective) -> Tensor:
             policy_loss = -torch.minimum(ratio * advantage, limited * advantage) * weight
             losses.append(policy_loss + objective.kl_weight * (gap.exp() - gap - 1))
             row += 1
-        chain_losses.append(sum(losses) / len(losses))
+        chain_losses.append(torch.stack(losses).mean())
         token_losses += losses
-    means = {"sequence_mean": chain_losses, "token_mean": token_losses}[objective.aggregation]
-    (sum(means) / len(means)).backward()
+    means = chain_losses if objective.aggregation == "sequence_mean" else token_losses
+    torch.stack(means).mean().backward()
     return flat_gradient(model)
 
 
