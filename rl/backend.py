@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -67,7 +66,8 @@ class VllmBackend:
         self.config, self.run, self.hardware, self.context = config, run, hardware, context
         self.key = secrets.token_urlsafe(24)
         self.restarts = 0
-        self.sync_dir = Path(tempfile.mkdtemp(prefix="ponder-", dir=check_sync_dir(config.sync.dir)))
+        # Made right before the process that will remove it: a kill -9 in between must find as little as possible.
+        self.sync_dir = check_sync_dir(config.sync.dir) / f"ponder-{secrets.token_hex(6)}"
         self.process: ServerProcess | None = None
         self.client: VllmClient | None = None
 

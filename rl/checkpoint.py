@@ -58,13 +58,19 @@ def save_checkpoint(root: Path, step: int, save_model: Callable[[Path], None], s
         _sync_directory(root)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _no_space(error):
             raise BadInput(
                 f"no space left for checkpoint {final}; free some disk and go on with --resume (nothing older is lost)"
             ) from None
         raise
     _prune(root, keep)
     return final
+
+
+def _no_space(error: Exception) -> bool:
+    """Whether the disk is full. safetensors' writer has an exception of its own for it, which only tells in words."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def latest_checkpoint(root: Path, warn: Callable[[str], None], before: int | None = None) -> Checkpoint | None:

@@ -59,6 +59,17 @@ class Evaluator:
         return f"{label} on {split}: {describe(headline(cells))}"
 
 
+def clear_evaluations(run: RunDir, step: int, finished: bool) -> None:
+    """Remove evaluations of weights past `step`, and unless the run is `finished` its final one and its summary."""
+    for path in run.eval.glob("*.json*"):
+        label = path.name.partition(".")[0]
+        number = label.removeprefix("step-")
+        if (number.isdigit() and int(number) > step) or (label == "final" and not finished):
+            path.unlink()
+    if not finished:
+        run.summary.unlink(missing_ok=True)
+
+
 def headline(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """The cell that stands for an evaluation: the first task without a cap on thinking."""
     return next((cell for cell in cells if cell["budget"] is None), cells[-1])

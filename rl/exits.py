@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any, TypeVar
 
 from rewards.errors import BadInput, Fault
+
+T = TypeVar("T")
+
+DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class CheckFailed(Exception):
@@ -21,6 +28,50 @@ class Stopped(Exception):
     def __init__(self, signum: int, where: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}{where}")
         self.signum = signum
+
+
+class StopSignal:
+    """Within its block, the first SIGINT or SIGTERM asks for a stop; the same signal again acts as it always does.
+
+    Python's handlers rather than asyncio's, which would not answer while the learner keeps the loop busy.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._asked = asyncio.Event()
+
+    def __enter__(self) -> StopSignal:
+        self._loop = asyncio.get_running_loop()
+        self._before = {signum: signal.signal(signum, self._on_signal) for signum in DEFAULTS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Raise Stopped where a stop was asked for."""
+        if self.signum is not None:
+            raise Stopped(self.signum)
+
+    async def guard(self, work: Awaitable[T]) -> T:
+        """Await `work`; where a signal comes first, cancel it, wait until it has ended and raise Stopped."""
+        task, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.check()
+            return task.result()
+        finally:
+            asked.cancel()
+            task.cancel()  # no effect on one that is done
+            await asyncio.gather(task, asked, return_exceptions=True)
+
+    def _on_signal(self, signum: int, _: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signum, DEFAULTS[signum])
+        os.write(2, b"ponder: stopping at the next safe point (again to give up on it)\n")  # print is not reentrant
+        self._loop.call_soon_threadsafe(self._asked.set)
 
 
 def run_command(call: Callable[[], object]) -> int:

@@ -6,19 +6,25 @@ import asyncio
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rewards.errors import BadInput
 from rewards.pool import RewardPool
-from rl.backend import choose_backend
+from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, open_pool, prepare
 from rl.checkpoint import Checkpoint, clean_drafts, latest_checkpoint, remove_after
 from rl.config import Config
+from rl.evaluator import clear_evaluations
+from rl.exits import StopSignal
 from rl.loop import Trainer
 from rl.metrics import truncate_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.summary import write_summary
 from rollout import store
+
+if TYPE_CHECKING:
+    from rl.learner import Learner
 
 GOLD_CHECKED = 8
 """Training problems whose gold answers are scored before a run."""
@@ -32,10 +38,11 @@ def launch(
     samples = replay_file(replay) if replay is not None else None
     checkpoint = None
     if resume:
-        checkpoint = rewind(run)
+        checkpoint = rewind(run, config.train.steps)
         if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
             print(f"{run.path}: all {checkpoint.step} steps are done, nothing left to do; raise train.steps to go on")
             return
+        run.write_config(config)  # with what this resume overrides: the next one goes on with the same
     else:
         run.create(config, overwrite)
     asyncio.run(_run(setup, run, checkpoint, samples))
@@ -44,36 +51,48 @@ def launch(
 async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None) -> None:
     done = checkpoint.step if checkpoint else 0
     config = setup.config
-    async with open_pool(config) as pool:
-        if samples is None:
-            await check_rewards(setup, pool)
-        with RunProgress(config.train.steps, done) as progress:
-            backend = choose_backend(setup, run, replay=samples is not None)
-            async with contextlib.aclosing(backend):
-                starting = asyncio.create_task(backend.start(progress.waiting))
-                await asyncio.sleep(0)  # the server process is on its way now; the model loads beside it
-                try:
-                    learner = build_learner(config, str(checkpoint.path) if checkpoint else None)
-                except BaseException:
-                    starting.cancel()
-                    await asyncio.gather(starting, return_exceptions=True)
-                    raise
-                await starting
-                trainer = Trainer(setup, run, backend, pool, learner, progress, samples)
-                if checkpoint is not None:
-                    trainer.restore(checkpoint.step, checkpoint.read_state())
-                await trainer.run_all()
+    with StopSignal() as stop:
+        async with open_pool(config) as pool:
+            if samples is None:
+                await stop.guard(check_rewards(setup, pool))
+            with RunProgress(config.train.steps, done) as progress:
+                backend = choose_backend(setup, run, replay=samples is not None)
+                async with contextlib.aclosing(backend):
+                    learner = await stop.guard(_start(backend, config, checkpoint, progress))
+                    trainer = Trainer(setup, run, backend, pool, learner, progress, stop, samples)
+                    if checkpoint is not None:
+                        trainer.restore(checkpoint.step, checkpoint.read_state())
+                    await trainer.run_all()
     write_summary(setup, run)
 
 
-def rewind(run: RunDir) -> Checkpoint | None:
-    """Bring a run directory back to its newest sound checkpoint: later lines, frames and drafts are cut off."""
+async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None, progress: RunProgress) -> Learner:
+    """Start what samples, and load the model beside it."""
+    starting = asyncio.create_task(backend.start(progress.waiting))
+    try:
+        await asyncio.sleep(0)  # the server process is on its way now, or refused
+        if starting.done():
+            starting.result()
+        learner = build_learner(config, str(checkpoint.path) if checkpoint else None)
+        await starting
+        return learner
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+
+def rewind(run: RunDir, steps: int) -> Checkpoint | None:
+    """Bring a run directory back to its newest sound checkpoint: later lines, frames, drafts, evaluations are cut off.
+
+    Where some of the `steps` are left to do, whatever an earlier end of the run has concluded goes, too.
+    """
     clean_drafts(run.checkpoints)
     checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
     done = checkpoint.step if checkpoint else 0
     remove_after(run.checkpoints, done)
     truncate_metrics(run.metrics, done)
     store.truncate(run.samples, done)
+    clear_evaluations(run, done, finished=done >= steps)
     print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
     return checkpoint
 

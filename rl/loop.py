@@ -5,14 +5,9 @@ What is saved at the end of step n is all that step n + 1 needs; whatever a cras
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
-import sys
 import time
-from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
@@ -22,7 +17,7 @@ from rl.backend import Backend
 from rl.build import Setup, weight_source
 from rl.checkpoint import save_checkpoint
 from rl.evaluator import Evaluator
-from rl.exits import Stopped
+from rl.exits import Stopped, StopSignal
 from rl.metrics import MetricsLog, Row, rollout_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
@@ -35,8 +30,6 @@ from rollout.types import Chain, Group
 if TYPE_CHECKING:
     from rl.flops import ModelShape
     from rl.learner import Learner
-
-T = TypeVar("T")
 
 HARD_STOP = 10.0
 """A fresh mismatch KL this many times its bound stops the run."""
@@ -53,20 +46,20 @@ class Trainer:
         pool: RewardPool,
         learner: Learner,
         progress: RunProgress,
+        stop: StopSignal,
         replay: Path | None = None,
     ) -> None:
         self.setup, self.config, self.run = setup, setup.config, run
-        self.backend, self.learner, self.progress = backend, learner, progress
+        self.backend, self.learner, self.progress, self.stop = backend, learner, progress, stop
         self.replay = replay
         self.scorer = TimedScorer(pool)
         self.source = weight_source(setup.config, learner)
         self.version = 0  # of the learner's weights = steps done
-        self.saved = -1  # step of the newest checkpoint
+        self.saved = -1  # step of the newest checkpoint that was written, or tried
+        self.whole = self._position
         self.metrics = MetricsLog(run.metrics)
         self.store = SampleStore(run.samples)
         self.evaluator = Evaluator(setup, run, pool)
-        self.signum: int | None = None
-        self.stop = asyncio.Event()
 
     def restore(self, step: int, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state. Raises BadInput where the task is not the one it was saved with."""
@@ -74,15 +67,18 @@ class Trainer:
             raise BadInput(f"task {self.setup.task.name} gives other problems than when {self.run.path} was saved")
         self.learner.load_state_dict(state["learner"])
         self.version = self.saved = step
+        self.whole = self._position
 
     async def run_all(self) -> None:
-        """All steps that are left, then the final evaluation. On a stop or a fault the last whole step is saved."""
-        with self._signals():
-            try:
-                await self._steps()
-            except (Stopped, Fault):
-                self.save()
-                raise
+        """All steps that are left, then the final evaluation. Whatever stops it, the last whole step is saved."""
+        try:
+            await self._steps()
+        except Stopped as stopped:
+            self.save()
+            raise Stopped(stopped.signum, f" after step {self.version}, saved in {self.run.path}") from None
+        except Exception:
+            self.save()
+            raise
 
     async def _steps(self) -> None:
         await self._push()
@@ -92,8 +88,7 @@ class Trainer:
         try:
             for step in range(self.version + 1, self.config.train.steps + 1):
                 await self._step(step, queue)
-                if self.stop.is_set():
-                    raise Stopped(self.signum or signal.SIGINT, f" after step {step}")
+                self.stop.check()
         finally:
             await queue.aclose()
         if self._evaluates:
@@ -110,14 +105,26 @@ class Trainer:
         self.progress.phase(f"step {step} learning")
         row |= self.learner.step(groups, self.version, check=self._check_mismatch)
         self.version = step
-        row["time/sync"] = await self._push()
-        row["time/step"] = time.monotonic() - began
-        self.store.append(step, groups)
-        self.progress.step(self.metrics.append(row))
+        row["time/sync"] = None
+        try:
+            row["time/sync"] = await self._push()
+        finally:  # the weights have moved: the step is recorded even if nobody will sample from them
+            row["time/step"] = time.monotonic() - began
+            self._record(step, groups, row)
         if self._evaluates and step % self.config.eval.every == 0 and step < self.config.train.steps:
             await self._evaluate(f"step-{step}", "val", [])
         if step % self.config.train.checkpoint_every == 0 or step == self.config.train.steps:
             self.save()
+
+    def _record(self, step: int, groups: list[Group], row: Row) -> None:
+        self.store.append(step, groups)
+        self.progress.step(self.metrics.append(row))
+        self.whole = self._position
+
+    @property
+    def _position(self) -> tuple[int, int]:
+        """Where the learner is. It is at the end of a recorded step while this equals `whole`."""
+        return self.version, self.learner.updates_due
 
     @property
     def _evaluates(self) -> bool:
@@ -126,7 +133,7 @@ class Trainer:
     async def _rollout(self, step: int, queue: RolloutQueue[list[Group]]) -> list[Group]:
         while True:
             try:
-                return await self._unless_stopped(queue.get(step))
+                return await self.stop.guard(queue.get(step))
             except ServerDown as error:
                 await self._recover(error)
 
@@ -162,16 +169,16 @@ class Trainer:
             try:
                 return (await self.backend.push(self.source, self.version)).seconds
             except ServerDown as error:
-                await self.backend.recover(str(error))
+                await self.stop.guard(self.backend.recover(str(error)))
 
     async def _recover(self, error: ServerDown) -> None:
-        await self.backend.recover(str(error))
+        await self.stop.guard(self.backend.recover(str(error)))
         await self._push()
 
     async def _evaluate(self, label: str, split: Split, budgets: list[int]) -> None:
         while True:
             try:
-                said = await self._unless_stopped(
+                said = await self.stop.guard(
                     self.evaluator.run_once(label, split, budgets, self.backend.sampler, self.progress.evaluated)
                 )
                 break
@@ -195,14 +202,14 @@ class Trainer:
         self.progress.say(f"warning: {text}")
 
     def save(self) -> None:
-        """Checkpoint the last whole step, once."""
-        if self.saved == self.version:
+        """Checkpoint the last whole step, once; nothing where the weights are on their way to the next one."""
+        if self.saved == self.version or self.whole != self._position:
             return
+        self.saved = self.version
         self.progress.phase("saving")
         save_checkpoint(
             self.run.checkpoints, self.version, self._save_model, self._state(), self.config.train.keep_checkpoints
         )
-        self.saved = self.version
 
     def _save_model(self, directory: Path) -> None:
         from rl.model import save_model
@@ -211,36 +218,6 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {"step": self.version, "fingerprint": self.setup.fingerprint(), "learner": self.learner.state_dict()}
-
-    async def _unless_stopped(self, work: Awaitable[T]) -> T:
-        """Await `work`, or cancel it and raise Stopped when a signal comes first."""
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise Stopped(self.signum or signal.SIGINT, f" after step {self.version}, saved in {self.run.path}")
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM stops at the next safe point; a second one falls through to the default."""
-        loop = asyncio.get_running_loop()
-
-        def on_signal(signum: int) -> None:
-            self.signum = signum
-            self.stop.set()
-            print("ponder: stopping; saving the last whole step (again to give up on it)", file=sys.stderr)
-            loop.remove_signal_handler(signum)
-
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, on_signal, signum)
-        try:
-            yield
-        finally:
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(signum)
 
 
 class TimedScorer:

@@ -75,7 +75,10 @@ class RunDir:
                     "start anew with --overwrite, or set run.name"
                 )
             self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(config)
+
+    def write_config(self, config: Config) -> None:
+        """Keep the resolved configuration."""
         write_atomic(self.config, dump_config(config))
 
     def _clear(self) -> None:
