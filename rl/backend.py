@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -96,7 +96,7 @@ class VllmBackend:
 
     async def push(self, source: WeightSource, version: int) -> PushStats:
         """Push through a file in the sync directory."""
-        stats = await self.pusher.push(source, version)
+        stats = await push_to(self.pusher, [self.control], source, version)
         self.sampler.version = version
         return stats
 
@@ -148,7 +148,7 @@ class RemoteBackend:
 
     async def push(self, source: WeightSource, version: int) -> PushStats:
         """Push to every server through the shared directory."""
-        stats = await self.pusher.push(source, version)
+        stats = await push_to(self.pusher, self.controls, source, version)
         self.sampler.version = version
         return stats
 
@@ -159,7 +159,7 @@ class RemoteBackend:
                 for control in self.controls:
                     await control.health()
                 return
-            except ServerDown:
+            except (ServerDown, Fault):
                 await asyncio.sleep(5)
         raise Fault(f"rollout.servers={self.urls} did not come back within {5 * REMOTE_WAITS} s ({reason})")
 
@@ -231,6 +231,19 @@ def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
     if config.rollout.servers:
         return RemoteBackend(config, setup.context)
     return VllmBackend(config, run, setup.hardware, setup.context)
+
+
+async def push_to(pusher: FilePush, controls: Sequence[ServerControl], source: WeightSource, version: int) -> PushStats:
+    """Push. A refusal by a server that is not healthy (its engine is dead) is ServerDown, as its end would be."""
+    try:
+        return await pusher.push(source, version)
+    except Fault as refusal:
+        for control in controls:
+            try:
+                await control.health()
+            except Fault:
+                raise ServerDown(control.url, str(refusal)) from None
+        raise
 
 
 def server_spec(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
-import signal
 from typing import Literal
 
 from rewards.errors import Fault
 from rl.backend import check_sync_dir, server_spec
 from rl.build import prepare
 from rl.config import Config
+from rl.exits import StopSignal
 from rl.model import has_weights
 from rl.rundir import RunDir
 from rollout.server.middleware import KEY_VARIABLE
@@ -20,7 +19,7 @@ from rollout.server.process import ServerProcess, write_server_json
 
 
 def serve_forever(config: Config) -> None:
-    """Serve until SIGINT or SIGTERM, or until the server dies (Fault)."""
+    """Serve until SIGINT or SIGTERM (Stopped), or until the server dies (Fault)."""
     asyncio.run(_serve(config))
 
 
@@ -33,22 +32,21 @@ async def _serve(config: Config) -> None:
         "auto" if has_weights(config.model.path) else "dummy"
     )  # dummy: random until the first push
     spec = server_spec(config, setup.context, str(sync_dir), load_format)
-    stop = asyncio.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     log = run.path / "server.log"
     print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)
-    server = await ServerProcess.start(
-        spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout
-    )
-    try:
-        write_server_json(run.server, [server])
-        print(f"serving at {server.url}; in the learner's environment: {KEY_VARIABLE}={key}")
-        print(f"and on its command line: rollout.servers='[\"{server.url}\"]' sync.dir={sync_dir}", flush=True)
-        while not stop.is_set():
-            if not server.alive():
-                raise Fault(f"the vLLM server died; its log {log} ends with: {' | '.join(server.tail(3))}")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), timeout=1)
-    finally:
-        await server.stop()
+    starting = ServerProcess.start(spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout)
+    with StopSignal() as stop:
+        server = await stop.guard(starting)
+        try:
+            write_server_json(run.server, [server])
+            print(f"serving at {server.url}; in the learner's environment: {KEY_VARIABLE}={key}")
+            print(f"and on its command line: rollout.servers='[\"{server.url}\"]' sync.dir={sync_dir}", flush=True)
+            await stop.guard(_ended(server))
+            raise Fault(f"the vLLM server died; its log {log} ends with: {' | '.join(server.tail(3))}")
+        finally:
+            await server.stop()
+
+
+async def _ended(server: ServerProcess) -> None:
+    while server.alive():
+        await asyncio.sleep(1)

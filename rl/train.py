@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,12 +31,26 @@ def train(
     from rl.doctor import check_shadowing
 
     check_shadowing(Path.cwd())
+    check_world(os.environ)
     if resume is not None:
         _resume(resume, [*([config] if config else []), *(overrides or [])])
         return
     if config is None:
         raise BadInput("name a configuration file (see configs/) or --resume RUN; `ponder train --help` has an example")
     _start(config, overrides or [], replay, overwrite=overwrite, dry_run=dry_run, print_config=print_config)
+
+
+def check_world(env: MutableMapping[str, str]) -> None:
+    """BadInput where the launcher's environment asks for more than the one learner process that there is so far."""
+    size = env.get("WORLD_SIZE")
+    if size is None and "MASTER_ADDR" in env:
+        raise BadInput(
+            f"MASTER_ADDR={env['MASTER_ADDR']} is set without WORLD_SIZE, so this process can't know its place: unset "
+            "it, or launch with `accelerate launch --num_processes 1 -m rl.train`"
+        )
+    if size is not None and size != "1":
+        raise BadInput(f"WORLD_SIZE={size}: the learner is one process so far; launch with --num_processes 1")
+    env.pop("LOCAL_RANK", None)  # torchrun's world of one: accelerate would wrap the policy in DDP for it
 
 
 def _start(
@@ -71,7 +87,7 @@ def _resume(path: Path, overrides: list[str]) -> None:
 
 def main() -> None:
     """Entry point of `python -m rl.train`."""
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(epilog=EPILOG)(train)
     sys.exit(run_command(lambda: app(standalone_mode=False)))
 
