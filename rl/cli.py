@@ -126,6 +126,16 @@ def evaluate(
     run_eval(request)
 
 
+@app.command("pretrain", epilog="Example: ponder pretrain configs/pretrain_tiny.yaml steps=200 out=runs/base")
+def pretrain(config: str, overrides: Overrides = None) -> None:
+    """Make a base model by next-word prediction on countdown search traces."""
+    from rl.pretrain import load_pretrain_config
+    from rl.pretrain import pretrain as run_pretrain
+
+    settings = load_pretrain_config(config, overrides or [])
+    print(f"{settings.out}: {run_pretrain(settings):.3f} nats a token")
+
+
 @app.command("doctor", epilog="Example: ponder doctor")
 def doctor(json: AsJson = False) -> None:
     """Check this machine and environment; each row that is not well names its fix."""

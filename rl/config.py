@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,9 @@ class Section(BaseModel):
     """Base of every section: unknown keys and silent conversions are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class RunConfig(Section):
@@ -267,10 +270,15 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     Raises BadInput with one line for a missing or broken file, an unknown key or a wrong value.
     """
+    return parse_config(read_config_file(path, overrides), str(path))
+
+
+def read_config_file(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """A YAML file's data with `key.sub=value` overrides applied, not checked yet. Raises BadInput."""
     data = read_yaml(Path(path))
     for item in overrides:
         _override(data, item)
-    return parse_config(data, str(path))
+    return data
 
 
 class _Loader(yaml.SafeLoader):
@@ -309,11 +317,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_config(data: dict[str, Any], source: str = "config") -> Config:
-    """A Config from plain data, or BadInput with the first problem in one line."""
+    """A training Config from plain data, or BadInput with the first problem in one line."""
+    return parse_section(Config, data, source)
+
+
+def parse_section(kind: type[S], data: dict[str, Any], source: str) -> S:
+    """Plain data checked as one kind of configuration, or BadInput with the first problem in one line."""
     try:
-        return Config.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise BadInput(f"{source}: {_explain(error)}") from None
+        raise BadInput(f"{source}: {_explain(error, kind)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -337,7 +350,7 @@ def _override(data: dict[str, Any], item: str) -> None:
     data[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Section]) -> str:
     first = error.errors()[0]
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -345,7 +358,7 @@ def _explain(error: ValidationError) -> str:
         while isinstance(inside, dict) and len(inside) == 1:  # a section that isn't there: name the key that was meant
             key, inside = next(iter(inside.items()))
             where = f"{where}.{key}"
-        hint = nearest_key(where)
+        hint = nearest_key(where, kind)
         return f"unknown key {where!r}" + (f"; did you mean {hint!r}?" if hint else "; see `ponder config docs`")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
@@ -355,12 +368,12 @@ def _explain(error: ValidationError) -> str:
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def nearest_key(wrong: str) -> str | None:
+def nearest_key(wrong: str, kind: type[BaseModel]) -> str | None:
     """The known dotted key (or section) closest to a misspelt one; a right name in a wrong section comes first."""
-    known = [name for name, _ in walk_fields(Config)]
+    known = [name for name, _ in walk_fields(kind)]
     leaf = wrong.rsplit(".", 1)[-1]
     moved = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
-    return next(iter(moved or difflib.get_close_matches(wrong, [*known, *Config.model_fields], n=1)), None)
+    return next(iter(moved or difflib.get_close_matches(wrong, [*known, *kind.model_fields], n=1)), None)
 
 
 def walk_fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:

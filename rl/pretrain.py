@@ -1,0 +1,143 @@
+"""`ponder pretrain`: next-word prediction from scratch on search traces, the base that RL starts from.
+
+It uses the learner's own packing and log-probabilities, so a base model is made by the code that later trains it. The loss
+is the mean over the tokens behind the prompt; prompts are given, not learnt.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rewards.errors import BadInput
+from rewards.tasks import load_task
+from rewards.tasks.traces import write_trace
+from rewards.types import Problem
+from rl.batch import flatten, pack
+from rl.config import Section, parse_section, read_config_file
+from rl.model import load_policy, policy_logprobs, save_model
+from rl.provenance import command, versions
+from rl.rundir import write_json
+from rollout.chain import bare_chain, merge
+from rollout.prompt import Template
+from rollout.types import Chain, Completion
+
+LOG_EVERY = 25
+
+
+class PretrainConfig(Section):
+    """Pre-training of a tiny model on countdown traces."""
+
+    model: str
+    """Directory with config.json and tokenizer; weights in it are not read, they start random from `seed`."""
+    out: str
+    """Directory that gets the trained model."""
+    task: str = "countdown?numbers=3-4"
+    """Countdown task whose train split the traces are written for."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, problems and traces."""
+    steps: int = Field(1500, ge=1)
+    """Optimizer steps."""
+    tokens_per_step: int = Field(6144, ge=1)
+    """Tokens of a step's traces, prompts included."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate of AdamW, reached after the warm-up and decayed by a cosine to zero."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up."""
+    threads: int | None = Field(None, ge=1)
+    """Threads; null = all cores."""
+
+
+def load_pretrain_config(path: str, overrides: list[str]) -> PretrainConfig:
+    """Read a pre-training YAML. Raises BadInput."""
+    return parse_section(PretrainConfig, read_config_file(path, overrides), path)
+
+
+def pretrain(config: PretrainConfig) -> float:
+    """Train and save; returns the last mean loss in nats a token. Raises BadInput."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    template = Template.load(config.model, think=True)
+    policy, _ = load_policy(config.model, "float32", config.seed, fresh=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    batches = trace_batches(config, template)
+    log: list[dict[str, float]] = []
+    began, tokens, recent = time.monotonic(), 0, []
+    with _progress() as progress:
+        bar = progress.add_task("pre-training", total=config.steps, figures="")
+        for step in range(1, config.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(step - 1, config)
+            chains = next(batches)
+            recent.append(train_step(policy, optimizer, chains, config.tokens_per_step))
+            tokens += sum(len(chain.token_ids) for chain in chains)
+            if step % LOG_EVERY == 0 or step == config.steps:
+                loss, recent = sum(recent) / len(recent), []
+                seconds = time.monotonic() - began
+                log.append({"step": step, "loss": loss, "tokens": tokens, "seconds": seconds})
+                progress.update(bar, figures=f"loss {loss:.3f}  {tokens / seconds:,.0f} tokens/s")
+            progress.advance(bar)
+    save_model(policy, config.model, config.out)
+    record = {"command": command(), "config": config.model_dump(), "versions": versions(), "log": log}
+    write_json(Path(config.out) / "pretrain.json", record)
+    return log[-1]["loss"]
+
+
+def schedule(step: int, config: PretrainConfig) -> float:
+    """Share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then a cosine to zero."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def train_step(policy: torch.nn.Module, optimizer: torch.optim.Optimizer, chains: list[Chain], room: int) -> float:
+    """One optimizer step on the mean loss over the chains' sampled tokens, which it returns (nats a token)."""
+    batch = flatten(chains, version=0)
+    total = 0.0
+    for micro in pack(batch, batch.sequences, room):
+        logprobs, _ = policy_logprobs(policy, micro, batch.targets[micro.rows], temperature=1.0)
+        loss = -logprobs.sum() / len(batch.targets)
+        loss.backward()
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def trace_batches(config: PretrainConfig, template: Template) -> Iterator[list[Chain]]:
+    """Endless batches of traces of about `tokens_per_step` tokens, each trace a function of (seed, index)."""
+    task = load_task(config.task, config.seed)
+    batch: list[Chain] = []
+    room, index = config.tokens_per_step, 0
+    while True:
+        chain = trace_chain(task.problem(index, "train"), template, random.Random(f"{config.seed}|{index}"))
+        index += 1
+        batch.append(chain)
+        room -= len(chain.token_ids)
+        if room <= 0:
+            yield batch
+            batch, room = [], config.tokens_per_step
+
+
+def trace_chain(problem: Problem, template: Template, rng: random.Random) -> Chain:
+    """A trace as a chain whose response counts as sampled, so that it is what gets trained. Raises BadInput."""
+    if "numbers" not in problem.meta or "target" not in problem.meta:
+        raise BadInput(f"problem {problem.id} is no countdown problem; pre-training writes traces for countdown alone")
+    response = template.tokenizer.encode(write_trace(problem, rng), add_special_tokens=False)
+    ids = [*response, template.stop_ids[0]]
+    chain = bare_chain(problem.id, problem.id, template.encode(problem.prompt))
+    return merge(chain, (), Completion(ids, [0.0] * len(ids), "stop", 0))
+
+
+def _progress() -> Progress:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+    return Progress(*columns, TimeRemainingColumn())
