@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rewards.errors import BadInput
 from rl import attention as varlen
 from rl.batch import MicroBatch
 from rl.logprobs import CHUNK_ELEMENTS, head_logprobs
+from rollout.prompt import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
@@ -64,24 +65,6 @@ def load_config(path: str | Path) -> Any:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path / 'config.json'} can't be read: {_one_line(error)}") from None
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a local model directory, or BadInput."""
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception on a broken file
-        raise BadInput(
-            f"model.path={path} has no readable tokenizer (tokenizer.json): {_one_line(error)}; save one there"
-        ) from None
-
-
-def context_length(config: Any) -> int:
-    """Positions that the model was made for, prompt and chain together."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(length, int):
-        raise BadInput(f"the config of {config.model_type} names no max_position_embeddings; add it to config.json")
-    return length
 
 
 def has_weights(path: str | Path) -> bool:

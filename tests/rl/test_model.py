@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards.errors import BadInput
 from rl.batch import flatten, pack
-from rl.model import context_length, has_weights, load_config, load_policy, materialise, policy_logprobs, save_model
+from rl.model import has_weights, load_policy, materialise, policy_logprobs, save_model
 from tests.models import ARCHITECTURES, tiny_model
 from tests.rl.chains import make_chain
 
@@ -64,10 +64,6 @@ def test_dtype_is_the_one_named_and_dropout_is_zero(tmp_path: Path) -> None:
     model, _ = load_policy(path, "bfloat16", seed=0)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.config.attention_dropout == 0.0
-
-
-def test_context_length(tmp_path: Path) -> None:
-    assert context_length(load_config(tiny_model(tmp_path / "m", weights=False, context=77))) == 77
 
 
 def break_model(path: Path, fault: str) -> Path:
