@@ -83,7 +83,7 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
         return [*argv, "--gpu-memory-utilization", str(spec.gpu_memory_utilization)], _common_env(spec)
     # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
     argv += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
-    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't do on a CPU:
+    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't on a CPU:
     # the engine would die ("CPU Generator does not use offset"). So prompts are never cut, and each must fit a step.
     argv += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.max_model_len, PREFILL_TOKENS))]
     return argv, _common_env(spec) | _cpu_env(spec, hardware)
