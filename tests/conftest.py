@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm_server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """The session's vLLM server on `tiny_llama`, with weight sync. Who pushes weights pushes the old ones back."""
     key = secrets.token_hex(16)
-    sync_dir = Path(tempfile.mkdtemp(prefix="ponder-test-", dir="/dev/shm"))
+    sync_dir = Path("/dev/shm") / f"ponder-test-{secrets.token_hex(4)}"  # made, and removed, with the server
     spec = vllm_spec(tiny_llama, sync_dir)
     log = tmp_path_factory.mktemp("server") / "server.log"
     process = asyncio.run(

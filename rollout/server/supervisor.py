@@ -52,6 +52,7 @@ def _watch(family: Family, trainer_gone: list[int]) -> None:
     server_fd = os.pidfd_open(family.server.pid)
     while not (ready := _ready([*trainer_gone, server_fd], SCAN_EVERY)):
         family.look()
+        family.reap_orphans()
     if ready == {server_fd}:
         _tell(f"exit {family.server.wait()}")
     family.end()
@@ -74,6 +75,12 @@ class Family:
         for pid in descendants():
             with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
                 self._segments.update(int(line.split()[4]) for line in maps if f" {SHM}/" in line)
+
+    def reap_orphans(self) -> None:
+        """Collect adopted processes that have ended; the server's own status is left for its `wait`."""
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while (child := os.waitid(os.P_ALL, 0, ended)) is not None and child.si_pid != self.server.pid:
+            os.waitpid(child.si_pid, 0)
 
     def end(self) -> None:
         """SIGTERM, a few seconds, SIGKILL; then remove the shared memory that nobody was left to unlink."""

@@ -1,6 +1,6 @@
 """Stands in for vLLM: answers /health, and has a child that leaves its session, as an engine might.
 
-usage: fake_server.py PORT NOTE [fail] [stubborn]     NOTE = a file for the child's pid and its shared memory's path
+usage: fake_server.py PORT NOTE [fail] [stubborn] [orphan]     NOTE: a file for the pid and the shared memory of the child
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def main() -> None:
         raise ValueError("no such architecture")
     if "stubborn" in flags:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "orphan" in flags:  # a process whose parent is dead, and that ends
+        subprocess.run(["/bin/sh", "-c", "sleep 0.2 &"], check=True)
     subprocess.Popen([sys.executable, "-S", __file__, port, note, "child", *flags], start_new_session=True)
     while not Path(note).exists():
         time.sleep(0.01)

@@ -136,6 +136,18 @@ async def test_a_killed_supervisor_is_noticed_and_cleaned_up_after(fake: Fake) -
     fake.segment.unlink()
 
 
+async def test_orphans_that_end_do_not_stay_as_zombies(fake: Fake) -> None:
+    server = await fake.start("orphan")
+    try:
+        supervisor = psutil.Process(server.pid).parent()
+        assert supervisor is not None
+        assert _within(2, lambda: len(supervisor.children()) == 2)  # adopted
+        assert _within(4, lambda: [p.pid for p in supervisor.children()] == [server.pid])
+        assert server.alive()
+    finally:
+        await server.stop()
+
+
 async def test_terminal_signals_do_not_end_the_server(fake: Fake) -> None:
     server = await fake.start()
     supervisor = psutil.Process(server.pid).ppid()
