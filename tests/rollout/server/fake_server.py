@@ -1,6 +1,6 @@
 """Stands in for vLLM: answers /health, and has a child that leaves its session, as an engine might.
 
-usage: fake_server.py PORT NOTE [fail] [stubborn] [orphan]     NOTE: a file for the pid and the shared memory of the child
+usage: fake_server.py PORT NOTE [fail] [stubborn] [orphan]     NOTE: a file for the pid and shared memory of the child
 """
 
 from __future__ import annotations
