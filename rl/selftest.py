@@ -1,7 +1,8 @@
 """`ponder selftest`: proof, on the user's own model, that server and learner compute the same thing.
 
-Two steps at learning rate 0, log-probabilities compared on decoded tokens at two temperatures before and after pushes,
-a prompt long enough to sit in the prefix cache, a change that is not pushed (which must be seen), and the stop ids.
+Log-probabilities are compared on decoded tokens at two temperatures, on short prompts, new long ones and a long one
+that repeats; before and after a push, and for a change that is not pushed (which must be seen). Then two steps at
+learning rate 0, and the stop ids. The pattern of what differs names the cause: docs/decisions/selftest.md.
 """
 
 from __future__ import annotations
@@ -11,23 +12,26 @@ import contextlib
 import json
 import random
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from rewards.errors import Fault
+from rewards.types import Problem, Score
+from rl import agreement
+from rl.agreement import Gaps, worst, worst_gap
 from rl.backend import Backend, choose_backend
-from rl.build import Setup, build_learner, model_context, open_pool, prepare, weight_source
+from rl.build import Setup, build_learner, model_context, prepare, weight_source
 from rl.config import Config, override_config
 from rl.progress import RunProgress
 from rl.rundir import RunDir
-from rl.sync import parity
 from rollout.chain import start_chain
+from rollout.client import ServerDown
 from rollout.collect import collect, gather_all
-from rollout.prompt import Template, find_stop_ids, read_json
 from rollout.sampling import SamplingParams
 from rollout.types import Chain
 
@@ -35,13 +39,10 @@ if TYPE_CHECKING:
     from rl.learner import Learner
 
 TEMPERATURES = (0.7, 1.0)
-LONG_PROMPT = 300
-"""Tokens; several blocks of the prefix cache, which a short prompt never fills."""
-CHAINS = 8
-TOKENS = 24
-NOISE = 0.05
-"""Relative size of the change that is and is not pushed."""
-SMALL_MODEL = 10_000_000
+SHORT_PROMPT = 12  # tokens: below a block of the prefix cache (16 on a GPU, 128 on a CPU), so never found in it
+LONG_PROMPT = 300  # tokens: blocks enough to be found there
+CHAINS, TOKENS = 8, 24
+NOISE = 0.05  # relative size of the change that is and is not pushed
 
 
 @dataclass
@@ -49,10 +50,12 @@ class Report:
     """What was found; `reasons` holds one line for each check that did not hold."""
 
     ratio_max: float = 1.0
+    mismatch: float = 0.0
     parity_before: float = 0.0
     parity_after: float = 0.0
     unpushed_seen: bool = False
     stop_ids: bool = False
+    gaps: dict[str, Gaps] = field(default_factory=dict)  # before and after the push of a change
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -67,8 +70,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        names = ("ratio_max", "parity_before", "parity_after", "unpushed_seen", "stop_ids", "ok", "reasons")
-        return {name: getattr(self, name) for name in names}
+        return asdict(self) | {"ok": self.ok}
 
 
 def run_selftest(config: Config, as_json: bool = False) -> bool:
@@ -80,193 +82,214 @@ def run_selftest(config: Config, as_json: bool = False) -> bool:
     if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
-        print_report(report, parity_bound(config, setup))
+        print_report(report, agreement.parity_bound(config), config.mismatch_bound)
     return report.ok
 
 
 def widen(setup: Setup) -> Setup:
-    """The same set-up with a context that also holds the long prompt, as far as the model goes."""
+    """The same set-up with a context that also holds the long prompt; a server elsewhere has the context it has."""
     wanted = max(setup.context, LONG_PROMPT + TOKENS)
-    return replace(setup, context=min(wanted, model_context(setup.config.model.path)))
+    limit = setup.context if setup.config.rollout.servers else model_context(setup.config.model.path)
+    return replace(setup, context=min(wanted, limit))
 
 
 async def _run(setup: Setup, run: RunDir) -> Report:
+    learner = build_learner(setup.config)  # first, so that a bad model directory is refused before a server starts
     with RunProgress(total=2) as progress:
         backend = choose_backend(setup, run)
         async with contextlib.aclosing(backend):
-            starting = asyncio.create_task(backend.start(progress.waiting))
-            await asyncio.sleep(0)
-            learner = build_learner(setup.config)
-            await starting
-            return await check_all(setup, backend, learner)
+            await backend.start(progress.waiting)
+            progress.phase("comparing")
+            try:
+                return await Selftest(setup, backend, learner).run()
+            except ServerDown as error:
+                raise Fault(f"the selftest lost its server: {error}") from None
 
 
-async def check_all(setup: Setup, backend: Backend, learner: Learner) -> Report:
-    """Every check against a backend that runs. The learner's weights are left as they were."""
-    report, bound = Report(), parity_bound(setup.config, setup)
-    source = weight_source(setup.config, learner)
-    await backend.push(source, 0)
-    report.parity_before = await disagreement(setup, backend, learner)
-    report.require(
-        report.parity_before <= bound,
-        f"parity before any change is {report.parity_before:.1e}, bound {bound:.0e}: server and learner disagree "
-        "on the same weights; look for temperature, logprobs-mode or dtype on one side",
-    )
-    await _steps(setup, backend, learner, report)
-    with changed(learner):
-        unpushed = await disagreement(setup, backend, learner)
-        report.unpushed_seen = unpushed > 10 * bound
+class Selftest:
+    """Every check against a back end that runs. The learner's weights, and the sampler's, end as the learner's were."""
+
+    def __init__(self, setup: Setup, backend: Backend, learner: Learner) -> None:
+        self.setup, self.backend, self.learner = setup, backend, learner
+        self.source = weight_source(setup.config, learner)
+        self.bound = agreement.parity_bound(setup.config)
+        self.prompts = [setup.template.encode(problem.prompt) for problem in setup.problems(1)[:CHAINS]]
+        self.version = -1
+        self.chains: list[Chain] = []  # the last ones that were compared
+        self.report = Report()
+
+    async def run(self) -> Report:
+        """All of them."""
+        await self.check_pushes()
+        await self.check_steps()
+        await self.check_stop_ids()
+        return self.report
+
+    async def push(self) -> None:
+        """Push the learner's weights under the next version."""
+        self.version += 1
+        await self.backend.push(self.source, self.version)
+
+    async def check_pushes(self) -> None:
+        """Agreement after a first push, disagreement on a change that is not pushed, agreement when it is."""
+        await self.push()
+        before = await self.measure()
+        with agreement.restored(self.learner):
+            self._change_visibly()
+            unpushed = min(gap for gaps in (await self.measure()).values() for gap in gaps.values())
+            await self.push()
+            after = await self.measure()
+        await self.push()
+        report = self.report
+        report.gaps = {"before": before, "after": after}
+        report.parity_before, report.parity_after = worst_gap(before), worst_gap(after)
+        report.unpushed_seen = unpushed > 10 * self.bound
+        await self._explain(before, after)
         report.require(
-            report.unpushed_seen, f"a change that was not pushed shows only {unpushed:.1e}: too little to see"
+            report.unpushed_seen,
+            f"a change that was not pushed shows {unpushed:.1e} only: the sampler follows the learner "
+            "without a push, so their agreement proves nothing",
         )
-        await backend.push(source, 1)
-        report.parity_after = await disagreement(setup, backend, learner)
-    report.require(
-        report.parity_after <= bound,
-        f"parity after a push is {report.parity_after:.1e}, bound {bound:.0e}: the server kept something old; look "
-        "for a stale prefix cache or an output head that was not rebuilt",
-    )
-    await backend.push(source, 2)
-    await check_stop_ids(setup, backend, report)
-    return report
 
+    async def measure(self) -> Gaps:
+        """How far server and learner are apart on freshly decoded tokens."""
+        gaps: Gaps = {"short": {}, "long": {}, "repeated": {}}
+        for temperature in TEMPERATURES:
+            self.chains = await self._sample(temperature)
+            learner = self.learner.score_logprobs(self.chains, temperature)
+            server = [np.asarray(chain.sampler_logprobs)[chain.prompt_len :] for chain in self.chains]
+            each = [float(np.abs(a.numpy() - b).mean()) for a, b in zip(learner, server, strict=True)]
+            *short, gaps["long"][temperature], gaps["repeated"][temperature] = each
+            gaps["short"][temperature] = worst(short)
+        return gaps
 
-async def _steps(setup: Setup, backend: Backend, learner: Learner, report: Report) -> None:
-    """Two steps at learning rate 0: the ratio stays 1 and no weight moves."""
-    before = weights_sum(learner)
-    async with open_pool(setup.config) as pool:
+    async def _sample(self, temperature: float) -> list[Chain]:
+        """Short prompts, a long one that is new each time, and one that is the same each time."""
+        words = sorted({token for prompt in self.prompts for token in prompt})
+        short = [self.prompts[i % len(self.prompts)][-SHORT_PROMPT:] for i in range(CHAINS)]
+        length = min(LONG_PROMPT, self.setup.context - TOKENS)
+        new, same = (rng.choices(words, k=length) for rng in (random.Random(), random.Random(0)))
+        return await gather_all(
+            self._decode(prompt, TOKENS, seed, temperature) for seed, prompt in enumerate([*short, new, same])
+        )
+
+    async def _decode(
+        self, prompt: list[int], tokens: int, seed: int, temperature: float = 1.0, stop_ids: tuple[int, ...] = ()
+    ) -> Chain:
+        params = SamplingParams(tokens, stop_ids, seed, temperature)
+        return await start_chain(self.backend.sampler, "selftest", "selftest", prompt, params)
+
+    def _change_visibly(self) -> None:
+        """Noise on every weight, more until the learner's own log-probabilities move well beyond the bound."""
+        old = self.learner.score_logprobs(self.chains)
+        for attempt in range(6):
+            agreement.add_noise(self.learner, NOISE * 2**attempt, seed=attempt)
+            new = self.learner.score_logprobs(self.chains)
+            if np.mean([(a - b).abs().mean() for a, b in zip(old, new, strict=True)]) > 50 * self.bound:
+                return
+
+    async def _explain(self, before: Gaps, after: Gaps) -> None:
+        """A reason for each cause that the figures show, once."""
+        first, then = agreement.diagnose(before, self.bound), agreement.diagnose(after, self.bound)
+        new = then if then != first else None
+        for when, cause, gaps in (("on the same weights", first, before), ("after a push", new, after)):
+            if cause == "everything" and not await self._head_follows():
+                cause = "head"
+            if cause is not None:
+                self.report.reasons.append(f"{when}: {agreement.explain(cause, gaps)}")
+
+    async def _head_follows(self) -> bool:
+        """Whether the sampler's answers change when a push changes nothing but the output head.
+
+        Only rows of tokens that the prompt does not hold are changed, so that a tied embedding reads none of them.
+        """
+        prompt = self.prompts[0][-SHORT_PROMPT:]
+
+        async def answers() -> list[tuple[int, float]]:
+            chains = await gather_all(self._decode(prompt, 1, seed) for seed in range(2 * CHAINS))
+            return [(chain.token_ids[-1], chain.sampler_logprobs[-1]) for chain in chains]
+
+        old = await answers()
+        with agreement.restored(self.learner):
+            agreement.flip_head(self.learner, prompt)
+            await self.push()
+            new = await answers()
+        await self.push()
+        return any(a[0] != b[0] or not abs(a[1] - b[1]) <= self.bound for a, b in zip(old, new, strict=True))
+
+    async def check_steps(self) -> None:
+        """Two steps of the run's own kind at learning rate 0: the mismatch is small, the ratio 1, no weight moves."""
+        config, report, total = self.setup.config, self.report, agreement.weights_sum(self.learner)
+        rows = []
         for step in (1, 2):
             groups = await collect(
-                setup.problems(step)[:CHAINS],
-                sampler=backend.sampler,
-                template=setup.template,
-                pool=pool,
-                spec_of=setup.spec_of,
-                group_size=setup.config.rollout.group_size,
-                max_tokens=setup.config.rollout.max_tokens,
-                temperature=setup.config.rollout.temperature,
-                budget=setup.budget,
-                run_seed=setup.config.seed,
+                self.setup.problems(step)[:CHAINS],
+                sampler=self.backend.sampler,
+                template=self.setup.template,
+                pool=EveryOther(),
+                spec_of=self.setup.spec_of,
+                group_size=2,
+                max_tokens=config.rollout.max_tokens,
+                temperature=config.rollout.temperature,
+                budget=self.setup.budget,
+                run_seed=config.seed,
                 step=step,
             )
-            stats = learner.step(groups, version=0)
-            if stats["ratio/max"] == stats["ratio/max"]:  # NaN where no group had a signal
-                report.ratio_max = max(report.ratio_max, stats["ratio/max"])
-    report.require(abs(report.ratio_max - 1) < 1e-4, f"ratio/max is {report.ratio_max:.6f} at learning rate 0, not 1")
-    report.require(weights_sum(learner) == before, "weights moved at learning rate 0")
+            rows.append(self.learner.step(groups, self.version))
+        report.ratio_max = worst(row["ratio/max"] for row in rows)
+        report.mismatch = worst(row["mismatch_kl/fresh"] for row in rows)
+        report.require(
+            report.mismatch <= config.mismatch_bound,
+            f"mismatch_kl/fresh is {report.mismatch:.1e} on the run's own chains at T = {config.rollout.temperature}, "
+            f"bound {config.mismatch_bound:.0e}",
+        )
+        ratio = report.ratio_max
+        report.require(abs(ratio - 1) < 1e-4, f"ratio/max is {ratio:.6f} at learning rate 0, not 1")
+        report.require(agreement.weights_sum(self.learner) == total, "weights moved at learning rate 0")
+
+    async def check_stop_ids(self) -> None:
+        """That the sampler stops at each id it is given, and that the template gives every id that ends a turn."""
+        prompt, template, failed = self.prompts[0], self.setup.template, len(self.report.reasons)
+        room = min(TOKENS, self.setup.context - len(prompt))
+        free = (await self._decode(prompt, room, seed=0)).response_ids
+        self.report.require(len(free) == room, f"without stop ids the sampler ended after {len(free)} of {room} tokens")
+        late = max(free, key=free.index)  # the token that comes up last for the first time
+        for stops in ((template.stop_ids[0], late), (late, template.stop_ids[0])):
+            end = min(free.index(stop) for stop in stops if stop in free) + 1
+            cut = await self._decode(prompt, room, seed=0, stop_ids=stops)
+            self.report.require(
+                cut.response_ids == free[:end] and cut.finish_reason == "stop",
+                f"with stop ids {list(stops)} the sampler gave {len(cut.response_ids)} tokens ({cut.finish_reason}), "
+                f"where token {free[end - 1]} should have ended it at {end}",
+            )
+        for stop, place in agreement.expected_stop_ids(template.tokenizer, Path(self.setup.config.model.path)).items():
+            self.report.require(
+                stop in template.stop_ids, f"stop ids {list(template.stop_ids)} lack {stop}, an end of turn by {place}"
+            )
+        self.report.stop_ids = len(self.report.reasons) == failed
 
 
-async def disagreement(setup: Setup, backend: Backend, learner: Learner) -> float:
-    """The worst mean |server - learner| over temperatures, on short prompts and on a long one that repeats."""
-    worst = 0.0
-    for temperature in TEMPERATURES:
-        chains = await _sample(setup, backend, temperature)
-        for part in (chains[:CHAINS], chains[CHAINS:]):
-            learner_logprobs = learner.score_logprobs(part, temperature)
-            worst = max(worst, *(_mean_gap(a, chain) for a, chain in zip(learner_logprobs, part, strict=True)))
-    return worst
+class EveryOther:
+    """A scorer that gives every other chain of a group a 1: the ratio is looked at whatever the task's rewards say."""
+
+    async def score(self, chain_id: str, response: str, problem: Problem, *rest: Any) -> Score:
+        """1 for odd k."""
+        odd = int(chain_id.rsplit("/", 1)[-1]) % 2 == 1
+        return Score(float(odd), odd, "ok" if odd else "wrong", id=chain_id)
 
 
-def _mean_gap(learner_logprobs: Any, chain: Chain) -> float:
-    import torch
-
-    sampler = torch.tensor([x for x, s in zip(chain.sampler_logprobs, chain.sampled, strict=True) if s])
-    return parity(learner_logprobs, sampler)[0]
-
-
-async def _sample(setup: Setup, backend: Backend, temperature: float) -> list[Chain]:
-    """Chains of the task's prompts and, last, of one long prompt sent twice: the second meets the prefix cache."""
-    prompts = [setup.template.encode(problem.prompt) for problem in setup.problems(1)[:CHAINS]]
-    rng = random.Random(0)
-    words = sorted({token for prompt in prompts for token in prompt})
-    long = [rng.choice(words) for _ in range(min(LONG_PROMPT, setup.context - TOKENS))]
-    room = min(TOKENS, *(setup.context - len(prompt) for prompt in prompts))
-
-    def sample(name: str, prompt: list[int], seed: int) -> Any:
-        params = SamplingParams(room, setup.template.stop_ids, seed, temperature)
-        return start_chain(backend.sampler, name, name, prompt, params)
-
-    chains = await gather_all(sample(f"short-{i}", prompt, i) for i, prompt in enumerate(prompts))
-    return [*chains, await sample("long", long, 0), await sample("long again", long, 1)]
-
-
-async def check_stop_ids(setup: Setup, backend: Backend, report: Report) -> None:
-    """That the server stops at any id it is given, and that the template gives every id that ends a turn."""
-    prompt = setup.template.encode(setup.problems(1)[0].prompt)
-    free = await start_chain(backend.sampler, "free", "free", prompt, SamplingParams(TOKENS, (), 0, 0.0))
-    stop = free.response_ids[len(free.response_ids) // 2]
-    params = SamplingParams(TOKENS, (setup.template.stop_ids[0], stop), 0, 0.0)
-    cut = await start_chain(backend.sampler, "cut", "cut", prompt, params)
-    honoured = (
-        cut.response_ids == free.response_ids[: free.response_ids.index(stop) + 1] and cut.finish_reason == "stop"
-    )
-    report.require(honoured, f"the server went on past token {stop}, the second of two stop ids")
-    missing = missing_stop_ids(setup.template, Path(setup.config.model.path))
-    report.require(
-        not missing, f"stop ids {list(setup.template.stop_ids)} lack {missing}, which end a turn for this model"
-    )
-    report.stop_ids = honoured and not missing
-
-
-def missing_stop_ids(template: Template, path: Path) -> list[int]:
-    """Ids that end a turn by the model's files or by its chat template's own rendering, and that are not stop ids."""
-    files = [read_json(path / name) for name in ("config.json", "generation_config.json")]
-    expected = find_stop_ids(template.tokenizer, *files)
-    if template.tokenizer.chat_template is not None:
-        expected.append(rendered_end_of_turn(template.tokenizer))
-    return sorted(set(expected) - set(template.stop_ids))
-
-
-def rendered_end_of_turn(tokenizer: Any) -> int:
-    """The first id that a chat template puts behind an assistant's words."""
-    words = "forty-two"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    tail = text[text.rindex(words) + len(words) :].lstrip()
-    return int(tokenizer.encode(tail, add_special_tokens=False)[0]) if tail else int(tokenizer.eos_token_id)
-
-
-@contextlib.contextmanager
-def changed(learner: Learner) -> Iterator[None]:
-    """The learner's weights with a few percent of noise on every tensor, restored exactly afterwards."""
-    import torch
-
-    parameters = list(learner.policy.parameters())
-    kept = [p.detach().clone() for p in parameters]
-    noise = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in parameters:
-            p.add_(torch.randn(p.shape, generator=noise).to(p) * NOISE * p.abs().mean())
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, old in zip(parameters, kept, strict=True):
-                p.copy_(old)
-
-
-def weights_sum(learner: Learner) -> float:
-    """A number that moves when any weight does."""
-    return float(sum(p.detach().double().sum() for p in learner.policy.parameters()))
-
-
-def parity_bound(config: Config, setup: Setup) -> float:
-    """Bound of mean |difference| by dtype and size, nats."""
-    if config.model.dtype == "bfloat16":
-        return 0.02
-    from rl.plan import count_parameters
-
-    return 1e-5 if count_parameters(config.model.path) < SMALL_MODEL else 1e-4
-
-
-def print_report(report: Report, bound: float) -> None:
+def print_report(report: Report, bound: float, mismatch_bound: float) -> None:
     """A table of the figures and, below it, why a check did not hold."""
     table = Table("check", "figure", "wanted")
-    table.add_row("ratio at learning rate 0, largest", f"{report.ratio_max:.7f}", "1")
-    table.add_row("parity before a push, mean |difference|", f"{report.parity_before:.1e}", f"at most {bound:.0e}")
-    table.add_row("parity after a push", f"{report.parity_after:.1e}", f"at most {bound:.0e}")
+    for when, gaps in report.gaps.items():
+        for kind, by_temperature in gaps.items():
+            figures = ", ".join(f"{gap:.1e}" for gap in by_temperature.values())
+            table.add_row(f"{when} a push, {kind} prompts *", figures, f"at most {bound:.0e}")
     table.add_row("a change that is not pushed is seen", str(report.unpushed_seen), "True")
+    table.add_row("mismatch_kl/fresh on the run's chains", f"{report.mismatch:.1e}", f"at most {mismatch_bound:.0e}")
+    table.add_row("largest ratio at learning rate 0", f"{report.ratio_max:.7f}", "1")
     table.add_row("stop ids honoured and complete", str(report.stop_ids), "True")
+    table.caption = f"* mean |server - learner| in nats at T = {TEMPERATURES[0]} and {TEMPERATURES[1]}"
     console = Console()
     console.print(table)
     for reason in report.reasons:

@@ -1,0 +1,151 @@
+"""What sampler and learner must agree on: how far apart their log-probabilities are and what a pattern of it means,
+the changes of weights that bring it out, and the ids that end a turn.
+
+Used by `ponder selftest`; docs/decisions/selftest.md says why these comparisons and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl.config import Config
+from rollout.prompt import find_stop_ids, read_json
+
+if TYPE_CHECKING:  # torch loads where weights are touched
+    from rl.learner import Learner
+
+SMALL_MODEL = 10_000_000  # parameters
+
+Gaps = dict[str, dict[float, float]]
+"""Kind of prompt (short, long, repeated) -> temperature -> mean |server - learner| of the worst chain, nats."""
+
+CAUSES = {
+    "temperature": (
+        "short",
+        "{gap:.1e} off at T = 0.7 and nothing at T = 1.0: one side ignores the temperature; the server must run with "
+        "--logprobs-mode processed_logprobs",
+    ),
+    "head": (
+        "short",
+        "{gap:.1e} off everywhere, and answers stay as they were when a push changes the output head alone: a stale "
+        "output head, which a push must rebuild",
+    ),
+    "everything": (
+        "short",
+        "{gap:.1e} off everywhere, though the output head follows a push: some other tensor does not arrive, or "
+        "dtype or config.json differ",
+    ),
+    "long": (
+        "long",
+        "{gap:.1e} off on new long prompts and nothing on short ones: positions differ (rope scaling, sliding window)",
+    ),
+    "cache": (
+        "repeated",
+        "{gap:.1e} off on a long prompt that was sent before and nothing on new ones: a stale prefix cache holds keys "
+        "and values of older weights; a push must drop it",
+    ),
+}
+"""Cause -> the kind of prompt whose gap is quoted, and what is said of it."""
+
+
+def diagnose(gaps: Gaps, bound: float) -> str | None:
+    """The cause that a pattern of gaps points to, a key of CAUSES; None where nothing is beyond the bound."""
+    off = {kind: [t for t, gap in by_temperature.items() if not gap <= bound] for kind, by_temperature in gaps.items()}
+    if off["short"]:
+        return "everything" if 1.0 in off["short"] else "temperature"
+    if off["long"]:
+        return "long"
+    return "cache" if off["repeated"] else None
+
+
+def explain(cause: str, gaps: Gaps) -> str:
+    """A cause in words, with its figure."""
+    kind, words = CAUSES[cause]
+    return words.format(gap=worst(gaps[kind].values()))
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest; NaN where there is one, which Python's max may lose."""
+    return float(np.max(list(values)))
+
+
+def worst_gap(gaps: Gaps) -> float:
+    """The largest of all."""
+    return worst(worst(by_temperature.values()) for by_temperature in gaps.values())
+
+
+def parity_bound(config: Config) -> float:
+    """Bound of mean |difference| by dtype and size, nats."""
+    if config.model.dtype == "bfloat16":
+        return 0.02
+    from rl.plan import count_parameters
+
+    return 1e-5 if count_parameters(config.model.path) < SMALL_MODEL else 1e-4
+
+
+@contextlib.contextmanager
+def restored(learner: Learner) -> Iterator[None]:
+    """Give the learner its weights back exactly at the end."""
+    import torch
+
+    kept = [p.detach().clone() for p in learner.policy.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(learner.policy.parameters(), kept, strict=True):
+                p.copy_(old)
+
+
+def add_noise(learner: Learner, size: float, seed: int) -> None:
+    """Noise on every parameter, relative to its mean magnitude; on those that are all zero (biases) absolute."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in learner.policy.parameters():
+            noise = torch.randn(p.shape, generator=generator).to(p)
+            p.add_(noise * size * (float(p.abs().mean()) or 1.0))
+
+
+def flip_head(learner: Learner, prompt: list[int]) -> None:
+    """Turn the output head's rows around, but for those of the prompt's tokens."""
+    import torch
+
+    head = learner.policy.get_output_embeddings().weight
+    rows = torch.ones(len(head), dtype=torch.bool, device=head.device)
+    rows[prompt] = False
+    with torch.no_grad():
+        head[rows] *= -1
+
+
+def weights_sum(learner: Learner) -> float:
+    """A number that moves when any weight does."""
+    return float(sum(p.detach().double().sum() for p in learner.policy.parameters()))
+
+
+def expected_stop_ids(tokenizer: Any, path: Path) -> dict[int, str]:
+    """Each id that ends a turn by a model's files or by what its chat template writes, and where that is said."""
+    found = dict.fromkeys(find_stop_ids(tokenizer), "the tokenizer")
+    for name in ("config.json", "generation_config.json"):
+        found = dict.fromkeys(find_stop_ids(tokenizer, read_json(path / name)), name) | found
+    written = written_end_of_turn(tokenizer)
+    return found if written is None else {written: "the chat template"} | found
+
+
+def written_end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that a chat template writes behind an assistant's words, or None where it writes none."""
+    words = "forty-two"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # no template, or one that takes no assistant's words: it says nothing about their end
+        return None
+    _, found, tail = text.rpartition(words)
+    ids = tokenizer.encode(tail.lstrip(), add_special_tokens=False) if found else []
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
