@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rewards.errors import BadInput
 from rewards.pool import RewardPool
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, open_pool, prepare
-from rl.checkpoint import Checkpoint, clean_drafts, latest_checkpoint, remove_after
+from rl.checkpoint import Checkpoint, State, clean_drafts, latest_checkpoint, remove_after
 from rl.config import Config
 from rl.evaluator import clear_evaluations
 from rl.exits import StopSignal
@@ -33,35 +34,48 @@ GOLD_CHECKED = 8
 def launch(
     config: Config, run: RunDir, *, resume: bool = False, replay: Path | None = None, overwrite: bool = False
 ) -> None:
-    """Run the whole training in `run`, whose lock the caller holds."""
+    """Run the whole training in `run`. Bad input is refused before anything in the directory changes."""
     setup = prepare(config)
     samples = replay_file(replay) if replay is not None else None
-    checkpoint = None
-    if resume:
-        checkpoint = rewind(run, config.train.steps)
+    with run.lock():
+        checkpoint, state = find_checkpoint(setup, run) if resume else (None, {})
         if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
             print(f"{run.path}: all {checkpoint.step} steps are done, nothing left to do; raise train.steps to go on")
             return
-        run.write_config(config)  # with what this resume overrides: the next one goes on with the same
-    else:
-        run.create(config, overwrite)
-    asyncio.run(_run(setup, run, checkpoint, samples))
+        if not (resume or overwrite):
+            run.check_free()
+
+        def begin() -> None:
+            if resume:
+                rewind(run, checkpoint.step if checkpoint else 0, config.train.steps)
+                run.write_config(config)  # with what this resume overrides: the next one goes on with the same
+            else:
+                run.create(config)
+
+        asyncio.run(_run(setup, run, checkpoint, state, samples, begin))
 
 
-async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None) -> None:
+async def _run(
+    setup: Setup,
+    run: RunDir,
+    checkpoint: Checkpoint | None,
+    state: State,
+    samples: Path | None,
+    begin: Callable[[], None],
+) -> None:
     done = checkpoint.step if checkpoint else 0
     config = setup.config
     with StopSignal() as stop:
         async with open_pool(config) as pool:
             if samples is None:
                 await stop.guard(check_rewards(setup, pool))
-            with RunProgress(config.train.steps, done) as progress:
-                backend = choose_backend(setup, run, replay=samples is not None)
-                async with contextlib.aclosing(backend):
+            async with contextlib.aclosing(choose_backend(setup, run, replay=samples is not None)) as backend:
+                begin()
+                with RunProgress(config.train.steps, done) as progress:
                     learner = await stop.guard(_start(backend, config, checkpoint, progress))
                     trainer = Trainer(setup, run, backend, pool, learner, progress, stop, samples)
                     if checkpoint is not None:
-                        trainer.restore(checkpoint.step, checkpoint.read_state())
+                        trainer.restore(checkpoint.step, state)
                     await trainer.run_all()
     write_summary(setup, run)
 
@@ -81,20 +95,28 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
         await asyncio.gather(starting, return_exceptions=True)
 
 
-def rewind(run: RunDir, steps: int) -> Checkpoint | None:
-    """Bring a run directory back to its newest sound checkpoint: later lines, frames, drafts, evaluations are cut off.
+def find_checkpoint(setup: Setup, run: RunDir) -> tuple[Checkpoint | None, State]:
+    """The newest sound checkpoint and its state. Raises BadInput where the task is not the one it was saved with."""
+    checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
+    if checkpoint is None:
+        return None, {}
+    state = checkpoint.read_state()
+    if state["fingerprint"] != setup.fingerprint():
+        raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
+    return checkpoint, state
+
+
+def rewind(run: RunDir, done: int, steps: int) -> None:
+    """Cut a run directory back to the checkpoint of step `done`: later lines, frames, drafts and evaluations go.
 
     Where some of the `steps` are left to do, whatever an earlier end of the run has concluded goes, too.
     """
     clean_drafts(run.checkpoints)
-    checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
-    done = checkpoint.step if checkpoint else 0
     remove_after(run.checkpoints, done)
     truncate_metrics(run.metrics, done)
     store.truncate(run.samples, done)
     clear_evaluations(run, done, finished=done >= steps)
     print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
-    return checkpoint
 
 
 def replay_file(path: Path) -> Path:

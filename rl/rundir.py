@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,36 +58,43 @@ class RunDir:
         """[{url, pid, log}] of the servers that this run started."""
         return self.path / "server.json"
 
-    def lock(self) -> FileLock:
-        """Take the run's lock, which the kernel drops when the process dies; BadInput where another run holds it."""
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run's lock, which the kernel drops when the process dies; BadInput where another run holds it.
+
+        A directory in which nothing was made meanwhile goes again.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise BadInput(f"{self.path} is in use by another run; stop it or choose another run.name") from None
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
+            if os.listdir(self.path) == ["lock"]:
+                shutil.rmtree(self.path)
 
-    def create(self, config: Config, overwrite: bool) -> None:
-        """Start a new run here: refuse one that holds metrics unless it may be overwritten."""
+    def check_free(self) -> None:
+        """BadInput where the directory holds a run already."""
         if self.metrics.exists():
-            if not overwrite:
-                raise BadInput(
-                    f"{self.path} already holds a run; go on with `ponder train --resume {self.path}`, "
-                    "start anew with --overwrite, or set run.name"
-                )
-            self._clear()
+            raise BadInput(
+                f"{self.path} already holds a run; go on with `ponder train --resume {self.path}`, "
+                "start anew with --overwrite, or set run.name"
+            )
+
+    def create(self, config: Config) -> None:
+        """Start a new run here; what an older one left goes."""
+        for child in self.path.iterdir():
+            if child.name != "lock":
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
         self.write_config(config)
 
     def write_config(self, config: Config) -> None:
         """Keep the resolved configuration."""
         write_atomic(self.config, dump_config(config))
-
-    def _clear(self) -> None:
-        for child in self.path.iterdir():
-            if child.name == "lock":
-                continue
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def open_run(path: Path) -> tuple[RunDir, Config]:

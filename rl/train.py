@@ -70,9 +70,7 @@ def _start(
         return
     from rl.launch import launch
 
-    run = RunDir(config.run_dir)
-    with run.lock():
-        launch(config, run, replay=replay, overwrite=overwrite)
+    launch(config, RunDir(config.run_dir), replay=replay, overwrite=overwrite)
 
 
 def _resume(path: Path, overrides: list[str]) -> None:
@@ -81,8 +79,7 @@ def _resume(path: Path, overrides: list[str]) -> None:
     from rl.rundir import open_run
 
     run, config = open_run(path)
-    with run.lock():
-        launch(override_config(config, overrides), run, resume=True)
+    launch(override_config(config, overrides), run, resume=True)
 
 
 def main() -> None:

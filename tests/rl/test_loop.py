@@ -36,8 +36,7 @@ def make_config(tmp_path: Path, name: str, **extra: Any) -> Config:
 
 def run_once(config: Config, **how: Any) -> RunDir:
     run = RunDir(config.run_dir)
-    with run.lock():
-        launch(config, run, **how)
+    launch(config, run, **how)
     return run
 
 
@@ -134,8 +133,10 @@ def test_a_changed_task_is_not_resumed(tmp_path) -> None:
     config = make_config(tmp_path, "task", train={"steps": 1})
     run_once(config)
     other = override_config(config, ["train.steps=2", "seed=5"])
+    before = RunDir(config.run_dir).config.read_bytes()
     with pytest.raises(BadInput, match="other problems"):
         run_once(other, resume=True)
+    assert RunDir(config.run_dir).config.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,20 @@ def test_bad_input_is_refused_before_anything_is_made(tmp_path, extra: dict[str,
     config = make_config(tmp_path, "refused", **extra)
     with pytest.raises(BadInput, match=words):
         run_once(config)
-    assert not RunDir(config.run_dir).metrics.exists()
+    assert not config.run_dir.exists()
+
+
+def test_a_refused_overwrite_loses_nothing(tmp_path) -> None:
+    config = make_config(tmp_path, "kept", train={"steps": 1})
+    run = run_once(config)
+    before = run.metrics.read_bytes()
+    with pytest.raises(BadInput, match="--resume"):
+        run_once(config)
+    with pytest.raises(BadInput, match=r"no\.such"):
+        run_once(override_config(config, ["reward=no.such:thing"]), overwrite=True)
+    assert run.metrics.read_bytes() == before
+    run_once(config, overwrite=True)
+    assert [row["step"] for row in read_metrics(run.metrics)] == [1]
 
 
 def test_evaluation_gives_base_final_and_a_paired_gain(tmp_path) -> None:

@@ -23,14 +23,14 @@ def test_two_runs_in_one_directory_are_refused(tmp_path) -> None:
     run = RunDir(tmp_path / "r")
     code = (
         "import sys,time; from rl.rundir import RunDir; from pathlib import Path;"
-        "lock=RunDir(Path(sys.argv[1])).lock(); print('held', flush=True); time.sleep(60)"
+        "lock=RunDir(Path(sys.argv[1])).lock(); lock.__enter__(); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(BadInput, match="in use by another run"):
-            run.lock()
+        with pytest.raises(BadInput, match="in use by another run"), run.lock():
+            pass
     finally:
         other.kill()
         other.wait()
@@ -38,16 +38,19 @@ def test_two_runs_in_one_directory_are_refused(tmp_path) -> None:
         other.stdout.close()
     with run.lock():  # the kernel let go of it with the killed process
         pass
+    assert not run.path.exists()  # nothing was made in it
 
 
 def test_a_directory_with_metrics_is_refused_unless_overwritten(tmp_path) -> None:
     run = RunDir(tmp_path / "r")
-    run.create(CONFIG, overwrite=False)
-    run.metrics.write_text('{"step": 1}\n')
-    with pytest.raises(BadInput, match="--resume"):
-        run.create(CONFIG, overwrite=False)
-    run.create(CONFIG, overwrite=True)
-    assert not run.metrics.exists()
+    with run.lock():
+        run.check_free()
+        run.create(CONFIG)
+        run.metrics.write_text('{"step": 1}\n')
+        with pytest.raises(BadInput, match="--resume"):
+            run.check_free()
+        run.create(CONFIG)
+        assert not run.metrics.exists()
     assert open_run(run.path)[1] == CONFIG
 
 
