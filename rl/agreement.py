@@ -7,6 +7,7 @@ Used by `ponder selftest`; docs/decisions/selftest.md says why these comparisons
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,18 @@ Gaps = dict[str, dict[float, float]]
 """Kind of prompt (short, long, repeated) -> temperature -> mean |server - learner| of the worst chain, nats."""
 
 CAUSES = {
+    "broken": (
+        "short",
+        "the sampler's log-probabilities are not all numbers: weights arrived in part, or overflow in this dtype",
+    ),
     "temperature": (
         "short",
         "{gap:.1e} off at T = 0.7 and nothing at T = 1.0: one side ignores the temperature; the server must run with "
         "--logprobs-mode processed_logprobs",
+    ),
+    "push": (
+        "short",
+        "{gap:.1e} off everywhere, and a push leaves the sampler's answers as they were: its weights do not arrive",
     ),
     "head": (
         "short",
@@ -55,7 +64,9 @@ CAUSES = {
 
 def diagnose(gaps: Gaps, bound: float) -> str | None:
     """The cause that a pattern of gaps points to, a key of CAUSES; None where nothing is beyond the bound."""
-    off = {kind: [t for t, gap in by_temperature.items() if not gap <= bound] for kind, by_temperature in gaps.items()}
+    if math.isnan(worst_gap(gaps)):
+        return "broken"
+    off = {kind: [t for t, gap in by_temperature.items() if gap > bound] for kind, by_temperature in gaps.items()}
     if off["short"]:
         return "everything" if 1.0 in off["short"] else "temperature"
     if off["long"]:
@@ -75,8 +86,13 @@ def worst(values: Iterable[float]) -> float:
 
 
 def worst_gap(gaps: Gaps) -> float:
-    """The largest of all."""
+    """The largest of all; NaN where there is one."""
     return worst(worst(by_temperature.values()) for by_temperature in gaps.values())
+
+
+def least_gap(gaps: Gaps) -> float:
+    """The smallest of all; NaN where there is one."""
+    return float(np.min([gap for by_temperature in gaps.values() for gap in by_temperature.values()]))
 
 
 def parity_bound(config: Config) -> float:
