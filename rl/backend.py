@@ -24,7 +24,7 @@ from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
 from rollout.server.hardware import Hardware
 from rollout.server.middleware import KEY_VARIABLE
-from rollout.server.process import ServerProcess, free_port, write_server_json
+from rollout.server.process import ServerProcess, check_startable, free_port, write_server_json
 from rollout.types import Sampler
 
 OnWait = Callable[[float, str], None]
@@ -40,6 +40,10 @@ class Backend(Protocol):
     @property
     def sampler(self) -> Sampler:
         """What answers requests now; another object after `recover`."""
+        ...
+
+    async def check(self) -> None:
+        """Raise BadInput for whatever can be known to go wrong before anything is started or changed."""
         ...
 
     async def start(self, on_wait: OnWait | None = None) -> None:
@@ -76,6 +80,10 @@ class VllmBackend:
         """The client of the server that runs now."""
         assert self.client is not None, "start() comes first"
         return self.client
+
+    async def check(self) -> None:
+        """See that vLLM is installed and the port free."""
+        check_startable(self.config.server.port)
 
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Start the server and wait until it is healthy."""
@@ -138,13 +146,21 @@ class RemoteBackend:
         self.controls = [ServerControl(url, key) for url in urls]
         self.pusher = FilePush(self.controls, check_sync_dir(config.sync.dir))
 
-    async def start(self, on_wait: OnWait | None = None) -> None:
-        """See that every server answers."""
+    async def check(self) -> None:
+        """See that every server answers and takes our key."""
         for control in self.controls:
             try:
                 await control.health()
+                await control.weight_version()  # asks for the key, unlike /health
             except ServerDown as error:
                 raise BadInput(f"rollout.servers: {error}; start it with `ponder serve`") from None
+            except Fault as error:
+                raise BadInput(
+                    f"rollout.servers: {error}; {KEY_VARIABLE} must be what `ponder serve` printed"
+                ) from None
+
+    async def start(self, on_wait: OnWait | None = None) -> None:
+        """Nothing to start."""
 
     async def push(self, source: WeightSource, version: int) -> PushStats:
         """Push to every server through the shared directory."""
@@ -182,6 +198,9 @@ class LocalBackend:
         self.sampler = TransformersSampler(model, context=context, pad_id=pad_id)
         self.pusher = LocalPush(self.sampler)
 
+    async def check(self) -> None:
+        """Nothing to check."""
+
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Nothing to start."""
 
@@ -205,6 +224,9 @@ class ReplayBackend:
     def sampler(self) -> Sampler:
         """There is none."""
         raise Fault("a replayed run does not sample")
+
+    async def check(self) -> None:
+        """Nothing to check."""
 
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Nothing to start."""

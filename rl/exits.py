@@ -79,7 +79,7 @@ def run_command(call: Callable[[], object]) -> int:
     import typer
 
     try:
-        call()
+        code = call()
     except (BadInput, Fault) as error:
         return _say(str(error), 2 if isinstance(error, BadInput) else 3)
     except CheckFailed:
@@ -101,7 +101,9 @@ def run_command(call: Callable[[], object]) -> int:
         if not isinstance(error, _usage_error()):
             raise
         return _say(error.format_message(), error.exit_code)
-    return 0
+    if code == 130:
+        return _say("interrupted", 130)
+    return code if isinstance(code, int) else 0  # typer answers a Ctrl-C, or an Exit, with its code
 
 
 def _usage_error() -> Any:

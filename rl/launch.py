@@ -70,6 +70,7 @@ async def _run(
             if samples is None:
                 await stop.guard(check_rewards(setup, pool))
             async with contextlib.aclosing(choose_backend(setup, run, replay=samples is not None)) as backend:
+                await stop.guard(backend.check())
                 begin()
                 with RunProgress(config.train.steps, done) as progress:
                     learner = await stop.guard(_start(backend, config, checkpoint, progress))

@@ -98,6 +98,7 @@ async def _run(setup: Setup, run: RunDir) -> Report:
     with RunProgress(total=2) as progress:
         backend = choose_backend(setup, run)
         async with contextlib.aclosing(backend):
+            await backend.check()
             await backend.start(progress.waiting)
             progress.phase("comparing")
             try:

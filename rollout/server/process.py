@@ -74,7 +74,7 @@ class ServerProcess:
         seconds waited and the log's last line. `argv` replaces vLLM's command line (tests).
         Raises BadInput where vLLM is missing or the port taken, Fault where the server dies or isn't up in `timeout` s.
         """
-        _check_startable(spec.port, needs_vllm=argv is None)
+        check_startable(spec.port, needs_vllm=argv is None)
         arguments, additions = server_argv(spec, _served(hardware))
         scratch = Path(tempfile.mkdtemp(prefix="ponder-"))  # vLLM leaves sockets in its TMPDIR when it is killed
         # Compiled kernels are worth keeping, so torch's cache stays where it would be without our TMPDIR.
@@ -203,11 +203,14 @@ async def _healthy(client: httpx.AsyncClient, url: str) -> bool:
         return False
 
 
-def _check_startable(port: int, needs_vllm: bool) -> None:
+def check_startable(port: int | None, needs_vllm: bool = True) -> None:
+    """BadInput unless a server can be started here, and on `port` where one is given."""
     if sys.platform != "linux":
         raise BadInput(f"a vLLM server can be started on Linux only, not on {sys.platform}: set sampler=transformers")
     if needs_vllm and importlib.util.find_spec("vllm") is None:
         raise BadInput("vLLM is not installed: run `make setup`, or set sampler=transformers")
+    if port is None:
+        return
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from rewards.errors import BadInput, Fault
 from rl import checkpoint
 from rl.backend import LocalBackend
 from rl.checkpoint import latest_checkpoint
 from rl.config import override_config
+from rl.exits import run_command
 from rl.learner import Learner
 from rl.metrics import MetricsLog, read_metrics
 from rl.rundir import RunDir, open_run
@@ -124,6 +126,17 @@ def test_going_back_takes_later_evaluations_along_and_going_on_makes_a_new_final
 
 
 LABELS = ("base", "step-1", "step-2", "step-3", "final")
+
+
+def test_a_command_that_is_interrupted_ends_with_130(capsys) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def wait() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(lambda: app([], standalone_mode=False)) == 130
+    assert capsys.readouterr().err.strip() == "ponder: interrupted"
 
 
 def test_what_a_resume_overrides_is_the_runs_configuration_from_then_on(tmp_path) -> None:

@@ -1,0 +1,62 @@
+"""Signals: saved, resumable, nothing left, whenever they come; 128 + signal is the exit code."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.rl.test_loop import figures
+from tests.slow.commands import Household, assert_whole, saved_step, survivors
+
+LOCAL = ("sampler=transformers", "train.steps=4", "train.checkpoint_every=100")
+EVALUATED = ("eval.every=100", "eval.problems=8")
+
+
+def test_stops_at_safe_points_and_a_second_signal_in_a_save_spoils_nothing(house: Household) -> None:
+    house.train("whole", *LOCAL).ends(0)
+    run = house.run("run")
+    command = house.train("run", *LOCAL, *EVALUATED, hold="learn:2 save:2")
+    command.held("learn:2")
+    command.signal(signal.SIGINT)
+    command.until(lambda: "ponder: stopping" in command.text)  # said at once, while the learner is busy
+    command.go("learn:2")
+    command.held("save:2")
+    command.signal(signal.SIGINT)
+    command.ends(130)
+    house.is_empty(within=3)
+    assert saved_step(run) == 0
+    assert (run.checkpoints / ".step-2.draft").is_dir()  # given up on
+
+    command = house.resume("run", hold="rollout:3")
+    command.held("rollout:3")
+    command.signal(signal.SIGTERM)
+    command.go("rollout:3")
+    command.ends(143, "SIGTERM after step 2", str(run.path))
+    house.is_empty(within=3)
+    kept = survivors(run)
+    assert saved_step(run) == 2
+
+    command = house.resume("run", hold="final:0")
+    command.held("final:0")
+    command.signal(signal.SIGINT)
+    command.go("final:0")
+    command.ends(130, "SIGINT after step 4")
+    assert {path.name for path in run.eval.glob("*.json")} == {"base.json"}
+
+    house.resume("run").ends(0)
+    assert_whole(run, 4, kept)
+    assert figures(run) == figures(house.run("whole"))
+    assert {path.name for path in run.eval.glob("*.json")} == {"base.json", "final.json"}
+    assert run.summary.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_while_the_server_starts(house: Household, number: signal.Signals, code: int) -> None:
+    command = house.train("run")
+    command.until(lambda: house.alive("vllm.entrypoints"))
+    house.look()
+    command.signal(number)
+    command.ends(code, within=30)
+    house.is_empty()
+    assert not house.run("run").metrics.exists()
