@@ -1,6 +1,6 @@
 """The selftest passes where server and learner agree, and names what is wrong where a fault is planted.
 
-Each reason line has a fast test with the transformers sampler; the shapes and the faults of a real server follow.
+Each reason has a test with the transformers sampler here; test_selftest_served.py has the same with real servers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pytest
 from torch import Tensor
 
 import rl.selftest
-from rl.agreement import diagnose, expected_stop_ids, written_end_of_turn
 from rl.backend import LocalBackend
 from rl.build import Setup, build_learner, prepare
 from rl.cli import app
@@ -31,12 +30,11 @@ from rl.sync import Manifest, PushStats, WeightSource
 from rollout.client import ServerDown
 from rollout.sampling import SamplingParams
 from rollout.types import Completion
-from tests.fakes import word_tokenizer
 from tests.models import tiny_model
 
 KEYS = {"ratio_max", "parity_before", "parity_after", "unpushed_seen", "stop_ids", "ok"}
 FRESH = 1e-3  # an error planted in log-probabilities, nats: a hundred times the bound
-Answer = Callable[[list[int], SamplingParams], Any]
+FAULTS = Path(__file__).parents[1] / "faults"
 
 
 def make_config(model: Path, **train: Any) -> Config:
@@ -69,10 +67,9 @@ def learner(setup: Setup) -> Learner:
 
 
 @pytest.fixture(autouse=True)
-def fewer_tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a server a third of the tokens shows the same."""
-    if not {"vllm", "slow"} & {marker.name for marker in request.node.iter_markers()}:
-        monkeypatch.setattr(rl.selftest, "TOKENS", 8)
+    monkeypatch.setattr(rl.selftest, "TOKENS", 8)
 
 
 class Planted:
@@ -296,49 +293,6 @@ async def test_an_end_of_turn_that_the_template_lacks_is_named(model: Path, lear
     lacking.template.stop_ids = (258,)
     (reason,) = await reasons_of(lacking, learner, Backend(lacking), "check_stop_ids")
     assert reason == "stop ids [258] lack 10, an end of turn by generation_config.json"
-
-
-CHAT = "{% for m in messages %}{{ m.role }} : {{ m.content }} <end> {% endfor %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "written"),
-    [
-        (CHAT, "<end>"),
-        (CHAT.replace("<end>", "!"), None),  # a word like any other, not an end that the model was taught
-        ("{{ messages[0].content }}", None),
-        ("{{ raise_exception('no assistant here') }}", None),
-        (None, None),
-    ],
-)
-def test_the_end_that_a_chat_template_writes_is_found(
-    tmp_path: Path, template: str | None, written: str | None
-) -> None:
-    words = ["<pad>", "<bos>", "<eos>", "user", "assistant", "forty-two", "?", ":", "!", "<end>"]
-    tokenizer = word_tokenizer(words, additional_special_tokens=["<end>"])
-    tokenizer.chat_template = template
-    found = written_end_of_turn(tokenizer)
-    assert found == (None if written is None else words.index(written))
-    expected = {} if written is None else {words.index(written): "the chat template"}
-    assert expected_stop_ids(tokenizer, tmp_path) == {words.index("<eos>"): "the tokenizer"} | expected
-
-
-def test_patterns_and_their_causes() -> None:
-    good, bad = 1e-7, 0.1
-
-    def cause(short: Sequence[float], long: Sequence[float], repeated: Sequence[float]) -> str | None:
-        kinds = {"short": short, "long": long, "repeated": repeated}
-        return diagnose({kind: dict(zip((0.7, 1.0), gaps, strict=True)) for kind, gaps in kinds.items()}, 1e-5)
-
-    fine = (good, good)
-    assert cause(fine, fine, fine) is None
-    assert cause((1e-5, 1e-5), fine, fine) is None  # the bound itself holds
-    assert cause((bad, good), (bad, good), (bad, good)) == "temperature"
-    assert cause((bad, bad), (bad, bad), (bad, bad)) == "everything"
-    assert cause((good, bad), fine, fine) == "everything"
-    assert cause(fine, (bad, good), (bad, bad)) == "long"
-    assert cause(fine, fine, (good, bad)) == "cache"
-    assert cause(fine, (good, math.nan), fine) == "broken"
 
 
 def ponder(capsys: pytest.CaptureFixture[str], config: Config, tmp_path: Path, *options: str) -> tuple[int, str, str]:
