@@ -1,8 +1,10 @@
 """Checkpoints: a directory that plain transformers and vLLM load, plus the trainer's state; atomic and checksummed.
 
 checkpoints/step-N/   config.json, model.safetensors, tokenizer files   the policy
-                      trainer.safetensors, trainer.json                 optimizer tensors and everything else
+                      trainer/state.safetensors, trainer/state.json     optimizer tensors and everything else
                       manifest.json                                     sha256 and size of each file, written last
+
+trainer/ is a directory of its own since vLLM loads every *.safetensors that it finds beside config.json.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ State = dict[str, Any]
 """A tree of dicts, lists, numbers, strings and tensors; dict keys may be ints (the optimizer's)."""
 
 
+STATE = "trainer"
+"""Directory of the trainer's own state in a checkpoint."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One verified checkpoint."""
@@ -35,8 +41,9 @@ class Checkpoint:
         """The trainer's state as it was saved, tensors on the CPU."""
         from safetensors.torch import load_file
 
-        tensors = load_file(self.path / "trainer.safetensors")
-        state: State = _join(json.loads((self.path / "trainer.json").read_text()), tensors)
+        directory = self.path / STATE
+        tensors = load_file(directory / "state.safetensors")
+        state: State = _join(json.loads((directory / "state.json").read_text()), tensors)
         return state
 
 
@@ -55,7 +62,7 @@ def save_checkpoint(root: Path, step: int, save_model: Callable[[Path], None], s
         _sync_tree(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.replace(final)
-        _sync_directory(root)
+        _sync(root)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         if _no_space(error):
@@ -130,8 +137,9 @@ def _write_state(directory: Path, state: State) -> None:
 
     tensors: dict[str, Any] = {}
     tree = _split(state, tensors)
-    save_file(tensors, directory / "trainer.safetensors")
-    (directory / "trainer.json").write_text(json.dumps(tree))
+    (directory / STATE).mkdir()
+    save_file(tensors, directory / STATE / "state.safetensors")
+    (directory / STATE / "state.json").write_text(json.dumps(tree))
 
 
 def _split(node: Any, tensors: dict[str, Any]) -> Any:
@@ -172,15 +180,13 @@ def _sha256(path: Path) -> str:
 
 def _sync_tree(directory: Path) -> None:
     """Bytes on disk before the rename: else a crash could leave a complete name over empty files."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(directory)
+    for path in (*directory.rglob("*"), directory):
+        _sync(path)
 
 
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """fsync a file or a directory."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

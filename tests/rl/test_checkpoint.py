@@ -53,8 +53,8 @@ def flip(path: Path) -> None:
     ("damage", "words"),
     [
         (lambda d: flip(d / "model.safetensors"), "model.safetensors does not match"),
-        (lambda d: (d / "trainer.safetensors").write_bytes(b"x"), "trainer.safetensors has 1 bytes"),
-        (lambda d: (d / "trainer.json").unlink(), "trainer.json is missing"),
+        (lambda d: (d / "trainer/state.safetensors").write_bytes(b"x"), "trainer/state.safetensors has 1 bytes"),
+        (lambda d: (d / "trainer/state.json").unlink(), "trainer/state.json is missing"),
         (lambda d: (d / "manifest.json").write_text("{"), "manifest.json"),
     ],
 )

@@ -78,7 +78,7 @@ def test_two_steps_resume_two_steps_equal_four(tmp_path, whole: RunDir) -> None:
 
 
 def optimizer(run: RunDir, step: int) -> bytes:
-    return (run.checkpoints / f"step-{step}" / "trainer.safetensors").read_bytes()
+    return (run.checkpoints / f"step-{step}" / "trainer/state.safetensors").read_bytes()
 
 
 def test_a_crash_after_the_checkpoint_is_cut_back_to_it(tmp_path, whole: RunDir) -> None:

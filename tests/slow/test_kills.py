@@ -39,7 +39,7 @@ def test_a_run_that_is_killed_in_every_phase_is_the_run_that_never_was(house: Ho
     whole = house.run("whole")
     assert figures(run) == figures(whole)
     assert chains(run.samples) == chains(whole.samples)
-    for name in ("model.safetensors", "trainer.safetensors"):
+    for name in ("model.safetensors", "trainer/state.safetensors"):
         assert (run.checkpoints / "step-6" / name).read_bytes() == (whole.checkpoints / "step-6" / name).read_bytes()
 
 
