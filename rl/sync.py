@@ -132,12 +132,22 @@ class FilePush:
 
 
 async def _update(control: ServerControl, path: Path, version: int) -> None:
-    await control.start_update()
+    await _begin(control)
     await control.update({"path": str(path.resolve())})
     await control.finish_update(version)
     label = await control.weight_version()
     if label != version:
         raise Fault(f"server {control.url} labels its weights {label} after a push of version {version}; restart it")
+
+
+async def _begin(control: ServerControl) -> None:
+    """Open an update, ending first the one that a learner killed in its push has left open."""
+    try:
+        await control.start_update()
+    except Fault:
+        with contextlib.suppress(Fault):
+            await control.update({"path": ""})  # refused, and a refusal ends the update
+        await control.start_update()
 
 
 def hf_name(name: str) -> str:

@@ -50,6 +50,7 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
+    _reloading = False  # layers wait for weights, or for the end of the update
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         checked_path(init_info.directory)
@@ -58,13 +59,16 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         """Nothing yet: the layers are emptied by the first file that proves readable, so a bad one changes nothing."""
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         path = checked_path(update_info.path)
         if path.suffix != ".safetensors":
             raise ValueError(f"{path.name} is not a .safetensors file")
         with safe_open(path, framework="pt") as file:  # checks the header against the file's size
+            if self._reloading:  # an update that was never finished: what it did not load is put back
+                finalize_layerwise_reload(self.model, self.model_config)
             initialize_layerwise_reload(self.model)
+            self._reloading = True
             load_weights = cast(Callable[[Iterable[tuple[str, torch.Tensor]]], object], self.model.load_weights)
             load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
@@ -72,6 +76,7 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        self._reloading = False
         refresh_heads(self.model)
 
     def shutdown(self) -> None:

@@ -48,16 +48,24 @@ class Control(ServerControl):
         super().__init__(f"http://{name}", "key")
         self.log, self.name, self.fails = log, name, fails or {}
         self.label = -1
+        self.updating = False
         self.received: dict[str, Tensor] = {}
 
     async def _call(self, method: str, path: str, **request: Any) -> Any:
         self.log.append(f"{self.name} {path}")
         if path in self.fails:
             raise self.fails[path]
+        if path == "/start_weight_update":
+            if self.updating:
+                raise Fault("a weight update is already active")
+            self.updating = True
         if path == "/update_weights":
-            self.received = load_file(request["json"]["update_info"]["path"])
+            if not (file := request["json"]["update_info"]["path"]):
+                self.updating = False  # as vLLM does after every update that fails
+                raise Fault("no such file")
+            self.received = load_file(file)
         if path == "/finish_weight_update":
-            self.label = int(request["json"]["weight_version"])
+            self.label, self.updating = int(request["json"]["weight_version"]), False
 
     async def weight_version(self) -> int:
         self.log.append(f"{self.name} label")
@@ -101,6 +109,17 @@ async def test_a_failure_resumes_every_server_and_leaves_no_file(tmp_path: Path,
         await FilePush(controls, tmp_path).push(SOURCE, 1)
     assert {"good /resume", "bad /resume"} <= set(log)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_update_that_a_killed_learner_left_open_is_ended_first(tmp_path: Path) -> None:
+    log: list[str] = []
+    control = Control(log)
+    control.updating = True
+    await FilePush([control], tmp_path).push(SOURCE, 2)
+    assert control.label == 2
+    assert control.received.keys() == SOURCE.weights.keys()
+    again = ["/start_weight_update", "/update_weights"]
+    assert log == [f"s {call}" for call in [*ORDER[:2], *again, *ORDER[2:]]]
 
 
 async def test_a_wrong_label_is_a_fault(tmp_path: Path) -> None:

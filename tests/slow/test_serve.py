@@ -48,15 +48,17 @@ def test_another_key_is_refused_in_a_line(served: Served) -> None:
 
 
 def test_a_learner_that_is_killed_in_a_push_is_followed_by_one_that_goes_on(served: Served) -> None:
-    """The server stands paused in the middle of an update then."""
+    """The server stands paused in the middle of an update then, the new weights not yet or already in its layers."""
     house, run = served.house, served.house.run("killed")
     learner = house.train("killed", *served.remote, env=KEY, hold="push:3")
-    learner.held("push:3")
-    house.kill(learner.process.pid)
-    learner.ends(-9)
-    assert saved_step(run) == 2
+    for point in ("push:3", "pushed:3"):
+        learner.held(point)
+        house.kill(learner.process.pid)
+        learner.ends(-9)
+        assert saved_step(run) == 2
+        learner = house.resume("killed", env=KEY, hold="pushed:3" if point == "push:3" else "")
     kept = survivors(run)
-    house.resume("killed", env=KEY).ends(0)
+    learner.ends(0)
     assert_whole(run, 4, kept)
     assert max(row["mismatch_kl/fresh"] for row in read_metrics(run.metrics)) <= 1e-6
     assert served.command.process.poll() is None

@@ -76,14 +76,19 @@ def in_learn(learner) -> None:
 
 
 def in_push(control) -> None:
-    """When the file is written and the server paused in the middle of an update."""
-    update = control.ServerControl.update
+    """When the file is written and the server paused, before (push) and after (pushed) it has loaded the weights."""
+    update, finish_update = control.ServerControl.update, control.ServerControl.finish_update
 
     async def holding(self, payload):
-        hold("push", int(payload["path"].rpartition("-v")[2].partition(".")[0]))
+        if payload["path"]:
+            hold("push", int(payload["path"].rpartition("-v")[2].partition(".")[0]))
         await update(self, payload)
 
-    control.ServerControl.update = holding
+    async def holding_again(self, version):
+        hold("pushed", version)
+        await finish_update(self, version)
+
+    control.ServerControl.update, control.ServerControl.finish_update = holding, holding_again
 
 
 def in_samples(store) -> None:
