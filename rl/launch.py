@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.summary import write_summary
 from rollout import store
+from rollout.server.argv import SPIN_COUNT, SPIN_VARIABLE
 
 if TYPE_CHECKING:
     from rl.learner import Learner
@@ -35,6 +37,7 @@ def launch(
     config: Config, run: RunDir, *, resume: bool = False, replay: Path | None = None, overwrite: bool = False
 ) -> None:
     """Run the whole training in `run`. Bad input is refused before anything in the directory changes."""
+    os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # read once, when torch loads
     setup = prepare(config)
     samples = replay_file(replay) if replay is not None else None
     with run.lock():

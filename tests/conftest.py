@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rollout.server.argv import ServerSpec
+from rollout.server.argv import SPIN_COUNT, SPIN_VARIABLE, ServerSpec
 from rollout.server.hardware import probe
 from rollout.server.process import ServerProcess, free_port
 from tests.models import tiny_model
+
+os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # before any test loads torch
 
 
 @dataclass(frozen=True)
