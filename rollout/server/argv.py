@@ -16,7 +16,7 @@ PREFILL_TOKENS = 8192
 """Prompt tokens that one engine step may take in, on a CPU."""
 
 # OpenMP's threads wait for each other by spinning, by default for a third of a million turns: with a neighbour on the
-# same cores they burn the time that the others need. So few turns cost nothing on a quiet machine (12,600 against 11,500
+# same cores they burn the time that others need. So few turns cost nothing on a quiet machine (12,600 against 11,500
 # tokens/s of the learner on two cores) and are five times as fast on a busy one (5,300 against 700 to 1,300).
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "3000"
 
