@@ -19,8 +19,12 @@ STATE = {
 }
 
 
+def write_model(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"weights" * 100)
+
+
 def save(root: Path, step: int, keep: int = 3) -> Path:
-    return save_checkpoint(root, step, lambda d: (d / "model.safetensors").write_bytes(b"weights" * 100), STATE, keep)
+    return save_checkpoint(root, step, write_model, STATE, keep)
 
 
 def test_state_comes_back_exactly(tmp_path) -> None:
