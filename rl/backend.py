@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -29,6 +30,9 @@ from rollout.types import Sampler
 
 OnWait = Callable[[float, str], None]
 """Called while a server starts: seconds so far, newest log line."""
+
+PORT_PATIENCE = 6.0
+"""Seconds that a port may still be taken: the server of a run that was killed ends after its supervisor's grace."""
 
 REMOTE_WAITS = 60
 """Times, 5 s apart, that a server elsewhere is asked whether it is back."""
@@ -82,8 +86,16 @@ class VllmBackend:
         return self.client
 
     async def check(self) -> None:
-        """See that vLLM is installed and the port free."""
-        check_startable(self.config.server.port)
+        """See that vLLM is installed and the port free, or soon free."""
+        check_startable(None)
+        deadline = time.monotonic() + PORT_PATIENCE
+        while True:
+            try:
+                return check_startable(self.config.server.port)
+            except BadInput:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.2)
 
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Start the server and wait until it is healthy."""
@@ -114,7 +126,10 @@ class VllmBackend:
         self.restarts += 1
         last = " | ".join(self.process.tail(3))
         if self.restarts > self.config.server.max_restarts:
-            raise Fault(f"the vLLM server died {self.restarts} times ({reason}); last lines of its log: {last}")
+            raise Fault(
+                f"the vLLM server died, and server.max_restarts={self.config.server.max_restarts} is used up "
+                f"({reason}); last lines of its log: {last}"
+            )
         print(f"ponder: vLLM server lost ({reason}); starting it again. Its last lines: {last}", file=sys.stderr)
         await self._close_client()
         await self.process.stop()

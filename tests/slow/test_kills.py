@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rl.metrics import read_metrics
 from rollout.store import chain_to_json, read
 from tests.rl.test_loop import figures
 from tests.slow.commands import Household, assert_whole, saved_step, server_pid, survivors
@@ -74,3 +75,4 @@ def test_a_killed_learner_takes_its_server_along_and_a_killed_server_comes_back(
     text = command.ends(0)
     assert text.count("vLLM server lost") == 2
     assert_whole(run, 6, kept)
+    assert max(row["mismatch_kl/fresh"] for row in read_metrics(run.metrics)) <= 1e-6  # pushed to before it was asked

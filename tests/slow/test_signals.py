@@ -51,8 +51,22 @@ def test_stops_at_safe_points_and_a_second_signal_in_a_save_spoils_nothing(house
     assert run.summary.exists()
 
 
+EVAL = (
+    "eval",
+    "configs/models/bytes-tiny",
+    "--task",
+    "letters",
+    "--problems",
+    "2",
+    "--max-tokens",
+    "8",
+    "--answer",
+    "2",
+)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_while_the_server_starts(house: Household, number: signal.Signals, code: int) -> None:
+def test_a_run_whose_server_is_starting(house: Household, number: signal.Signals, code: int) -> None:
     command = house.train("run")
     command.until(lambda: house.alive("vllm.entrypoints"))
     house.look()
@@ -60,3 +74,11 @@ def test_while_the_server_starts(house: Household, number: signal.Signals, code:
     command.ends(code, within=30)
     house.is_empty()
     assert not house.run("run").metrics.exists()
+
+
+def test_an_evaluation_whose_server_is_starting(house: Household) -> None:
+    command = house.start(*EVAL)
+    command.until(lambda: house.alive("vllm.entrypoints"))
+    house.look()
+    command.signal(signal.SIGINT)
+    command.ends(130, "interrupted", within=30)

@@ -1,0 +1,89 @@
+"""Back ends: what is refused before a run begins, and when a refusal means that a server is dead."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rewards.errors import BadInput, Fault
+from rl import backend
+from rl.backend import RemoteBackend, VllmBackend, push_to
+from rollout.client import ServerDown
+
+
+class Control:
+    """A server's control routes that fail as told."""
+
+    url = "http://server"
+
+    def __init__(self, health: Exception | None = None, label: Exception | None = None) -> None:
+        self._health, self._label = health, label
+
+    async def health(self) -> None:
+        if self._health is not None:
+            raise self._health
+
+    async def weight_version(self) -> int:
+        if self._label is not None:
+            raise self._label
+        return 0
+
+
+class Refuses:
+    """A pusher whose server refuses."""
+
+    async def push(self, source: Any, version: int) -> Any:
+        raise Fault("server answered 500 to POST /pause")
+
+
+@pytest.mark.parametrize(
+    ("health", "raised"),
+    [
+        (None, Fault),  # it is well, and meant what it said
+        (Fault("server answered 503 to GET /health"), ServerDown),
+        (ServerDown("http://server", "gone"), ServerDown),
+    ],
+)
+async def test_a_refusal_by_a_server_without_an_engine_is_its_end(health: Exception | None, raised: type) -> None:
+    controls: Any = [Control(), Control(health)]
+    with pytest.raises(raised, match="500" if not isinstance(health, ServerDown) else "gone"):
+        await push_to(Refuses(), controls, source=None, version=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [
+        (Control(health=ServerDown("http://server", "refused")), "ponder serve"),
+        (Control(label=Fault("server answered 401 to GET /weight_info")), "401.*PONDER_API_KEY"),
+    ],
+)
+async def test_a_server_elsewhere_must_answer_and_take_the_key(control: Control, words: str) -> None:
+    remote = object.__new__(RemoteBackend)
+    remote.controls = [control]  # type: ignore[list-item]
+    with pytest.raises(BadInput, match=words):
+        await remote.check()
+
+
+def local(port: int) -> VllmBackend:
+    made = object.__new__(VllmBackend)
+    made.config = SimpleNamespace(server=SimpleNamespace(port=port))  # type: ignore[assignment]
+    return made
+
+
+async def test_a_port_that_a_killed_run_still_holds_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        timer = threading.Timer(0.5, taken.close)
+        timer.start()
+        await local(port).check()
+        timer.join()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(backend, "PORT_PATIENCE", 0.1)
+        with pytest.raises(BadInput, match=r"server\.port"):
+            await local(taken.getsockname()[1]).check()
