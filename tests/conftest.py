@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -30,10 +31,23 @@ class VllmServer:
     process: ServerProcess
 
 
+POISON = {
+    "temperature": 0.01,
+    "top_k": 1,
+    "top_p": 0.1,
+    "repetition_penalty": 3.0,
+    "eos_token_id": 7,
+    "do_sample": False,
+}
+"""A generation_config.json that would spoil every sample, if a server or a sampler took its defaults from it."""
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a random two-layer Llama with a byte-level tokenizer, context 1024."""
-    return tiny_model(tmp_path_factory.mktemp("models") / "llama")
+    """Directory of a random two-layer Llama with a byte-level tokenizer, context 1024, and POISON as its defaults."""
+    path = tiny_model(tmp_path_factory.mktemp("models") / "llama")
+    (path / "generation_config.json").write_text(json.dumps(POISON))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +13,14 @@ import numpy as np
 import pytest
 
 from rewards.errors import BadInput
+from rollout.control import ServerControl
 from rollout.sampling import SamplingParams
 from rollout.types import Sampler
+from tests.conftest import VllmServer
 from tests.fakes import FakeSampler
 
 CONTEXT = 1024
 EOS = 258
-POISON = {
-    "temperature": 0.01,
-    "top_k": 1,
-    "top_p": 0.1,
-    "repetition_penalty": 3.0,
-    "eos_token_id": 0,
-    "do_sample": False,
-}
 
 
 @dataclass
@@ -47,15 +39,6 @@ class Backend:
         with torch.inference_mode():
             logits = self.model(torch.tensor([list(ids)])).logits[0, :-1] / temperature
             return logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
-
-
-@pytest.fixture(scope="module")
-def poisoned_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a generation_config.json that would spoil everything, if anybody read it."""
-    path = tmp_path_factory.mktemp("poisoned") / "llama"
-    shutil.copytree(tiny_llama, path)
-    (path / "generation_config.json").write_text(json.dumps(POISON))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +67,28 @@ def make_backend(request: pytest.FixtureRequest) -> Callable[[], Backend]:
 
         from rollout.transformers_sampler import TransformersSampler
 
-        own = AutoModelForCausalLM.from_pretrained(request.getfixturevalue("poisoned_llama"))
+        own = AutoModelForCausalLM.from_pretrained(request.getfixturevalue("tiny_llama"))
         # padding is an end of sequence throughout
         return lambda: Backend(TransformersSampler(own, context=CONTEXT, pad_id=EOS), model)
     from rollout.client import VllmClient
 
     server = request.getfixturevalue("vllm_server")
-    return lambda: Backend(VllmClient([server.url], server.key, context=CONTEXT), model)
+    version = asyncio.run(served_version(server))
+
+    def connect() -> Backend:
+        client = VllmClient([server.url], server.key, context=CONTEXT)
+        client.version = version
+        return Backend(client, model)
+
+    return connect
+
+
+async def served_version(server: VllmServer) -> int:
+    """The label of the server's weights: other tests may have pushed."""
+    control = ServerControl(server.url, server.key)
+    version = await control.weight_version()
+    await control.aclose()
+    return version
 
 
 @pytest.fixture
@@ -180,7 +178,7 @@ async def test_greedy_repeats_whatever_the_seed_and_takes_the_likeliest(backend:
 
 
 async def test_generation_config_has_no_say(backend: Backend) -> None:
-    """Its temperature 0.01 and top_k 1 would give one first token; the model's own distribution gives many."""
+    """The model's POISON (temperature 0.01, top_k 1) would give one first token; its own distribution gives many."""
     requests = [params(seed=seed, max_tokens=1, stop_ids=(), temperature=1.0) for seed in range(24)]
     answers = await asyncio.gather(*(backend.sampler.sample(PROMPT, p) for p in requests))
     assert len({done.token_ids[0] for done in answers}) > 3
