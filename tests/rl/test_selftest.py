@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 import rl.selftest
@@ -204,6 +205,28 @@ async def test_a_healthy_pair_passes_and_gets_its_weights_back(setup: Setup, lea
     for name, p in learner.policy.named_parameters():
         assert p.equal(before[name]), name
         assert served[name].equal(before[name]), name
+
+
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """accelerate keeps one precision a process; that of the other tests comes back."""
+    state = dict(AcceleratorState._shared_state)
+    AcceleratorState._shared_state.clear()
+    yield
+    AcceleratorState._shared_state.clear()
+    AcceleratorState._shared_state.update(state)
+
+
+@pytest.mark.usefixtures("own_precision")
+async def test_a_healthy_pair_passes_in_bfloat16(model: Path) -> None:
+    """Its bound is wide: a change must move more than that, and yet not so much that rounding looks like a fault."""
+    half = widen(prepare(override_config(make_config(model), ["model.dtype=bfloat16"])))
+    backend = Backend(half)
+    report = await Selftest(half, backend, build_learner(half.config)).run()
+    await backend.aclose()
+    assert report.reasons == []
+    assert 1e-4 < report.parity_after < 0.01
+    assert report.unpushed_seen
 
 
 @pytest.mark.parametrize(
