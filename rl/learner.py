@@ -329,13 +329,15 @@ class Learner:
 
 def mismatch(state: StepState) -> StepStats:
     """How far the sampler's logprobs are from the old ones on fresh tokens (nats): 0 where server and learner agree."""
-    rows = state.batch.fresh & torch.isfinite(state.batch.sampler_logprobs)
+    known = torch.isfinite(state.batch.sampler_logprobs)
+    rows = state.batch.fresh & known
     sampler, old = state.batch.sampler_logprobs[rows].double(), state.old[rows].double()
     gap = (old - sampler).abs()
     return {
         "mismatch_kl/fresh": float(k3(sampler, old).mean()),  # the mean of nothing is NaN
         "mismatch/abs_mean": float(gap.mean()),
         "mismatch/abs_max": float(gap.max()) if len(gap) else math.nan,
+        "mismatch/missing": float((~known[state.batch.fresh]).double().mean()),
     }
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 HARD_STOP = 10.0
 """A fresh mismatch KL this many times its bound stops the run."""
 
+MAX_MISSING = 1e-3
+"""Share of fresh tokens without a log-probability above which the run stops: what can't be compared isn't trusted."""
+
 
 class Trainer:
     """One run's loop over the parts that rl/launch.py built."""
@@ -187,6 +190,11 @@ class Trainer:
 
     def _check_mismatch(self, stats: Row) -> None:
         """Server and learner must agree on tokens that these very weights made; called before any update."""
+        if stats["mismatch/missing"] > MAX_MISSING:
+            raise Fault(
+                f"the sampler gave no log-probability for {stats['mismatch/missing']:.1%} of the fresh tokens (at most "
+                f"{MAX_MISSING:.1%} are borne); look for nulls in the server's answers"
+            )
         value, bound = stats["mismatch_kl/fresh"], self.config.mismatch_bound
         if not value > bound:
             return

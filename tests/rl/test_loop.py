@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,24 @@ def test_mismatch_past_ten_bounds_stops_before_the_update(tmp_path, monkeypatch)
 
     saved = load_file(run.checkpoints / "step-0" / "model.safetensors")
     assert all(tensor.equal(fresh[name].data) for name, tensor in saved.items())
+
+
+def test_a_sampler_without_logprobs_is_stopped_before_the_update(tmp_path, monkeypatch) -> None:
+    """What can't be compared can't be trusted: null logprobs must not pass as agreement."""
+    from dataclasses import replace
+
+    from rollout.transformers_sampler import TransformersSampler
+
+    sample = TransformersSampler.sample
+
+    async def mute(self: TransformersSampler, *args: Any) -> Any:
+        done = await sample(self, *args)
+        return replace(done, logprobs=[math.nan, *done.logprobs[1:]])
+
+    monkeypatch.setattr(TransformersSampler, "sample", mute)
+    with pytest.raises(Fault, match=r"no log-probability for .* of the fresh tokens"):
+        run_once(make_config(tmp_path, "mute"))
+    assert read_metrics(RunDir(tmp_path / "mute").metrics) == []
 
 
 def test_a_stop_signal_saves_the_last_whole_step(tmp_path, monkeypatch) -> None:
