@@ -121,20 +121,20 @@ class Household:
         """A run's directory."""
         return RunDir(self.runs / name)
 
-    def alive(self, pattern: str = "") -> list[psutil.Process]:
-        """Our processes that live, those alone whose command line has the pattern in it."""
-        found = []
+    def alive(self, pattern: str = "") -> dict[int, str]:
+        """Pid and command line of our processes that live, of those alone whose command line has the pattern in it."""
+        found = {}
         for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                lives = process.pid not in self._strangers and process.status() != psutil.STATUS_ZOMBIE
-                if lives and pattern in " ".join(process.cmdline()):
-                    found.append(process)
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie counts as none
+                command = " ".join(process.cmdline())
+                if process.pid not in self._strangers and pattern in command:
+                    found[process.pid] = command
         return found
 
     def look(self) -> None:
         """Note which shared memory is ours."""
-        for process in self.alive():
-            with contextlib.suppress(OSError), open(f"/proc/{process.pid}/maps") as maps:
+        for pid in self.alive():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
                 self._segments.update(int(line.split()[4]) for line in maps if " /dev/shm/" in line)
 
     def kill(self, pid: int) -> None:
@@ -152,7 +152,7 @@ class Household:
     def _left(self) -> list[str]:
         shared = [entry.path for entry in os.scandir("/dev/shm") if entry.inode() in self._segments]
         files = [str(path) for path in (*self.sync.iterdir(), *self.tmp.glob("ponder-*"))]
-        return [" ".join(process.cmdline())[:100] for process in self.alive()] + shared + files
+        return [command[:100] for command in self.alive().values()] + shared + files
 
     def small_disk(self, path: Path, megabytes: int) -> bool:
         """Mount a small file system at `path` until the end; False where that takes rights that we lack."""
@@ -165,9 +165,9 @@ class Household:
 
     def close(self) -> None:
         """End what a failed test has left, and reap it."""
-        for process in self.alive():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for pid in self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for command in self.commands:
             command.process.wait(20)
         for child in psutil.Process().children():

@@ -70,7 +70,7 @@ def test_a_killed_learner_takes_its_server_along_and_a_killed_server_comes_back(
     command.held("push:6")
     assert server_pid(run) != first
     (engine,) = house.alive("VLLM::EngineCore")
-    house.kill(engine.pid)
+    house.kill(engine)
     command.go("push:6")
     text = command.ends(0)
     assert text.count("vLLM server lost") == 2
