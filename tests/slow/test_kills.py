@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rl.metrics import read_metrics
 from rollout.store import chain_to_json, read
 from tests.rl.test_loop import figures
@@ -48,6 +50,7 @@ def chains(path: Path) -> list[object]:
     return [(step, [chain_to_json(chain) for group in groups for chain in group.chains]) for step, groups in read(path)]
 
 
+@pytest.mark.timeout(1200)  # a busy machine takes 100 s for a server
 def test_a_killed_learner_takes_its_server_along_and_a_killed_server_comes_back(house: Household) -> None:
     """The learner in a push and in a rollout; then, in one run, the server in a rollout and its engine in a push."""
     run, kept = house.run("killed"), b""

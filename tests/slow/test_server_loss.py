@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
+
 from rl.metrics import read_metrics
 from tests.slow.commands import Household, saved_step, server_pid, survivors
 
 
+@pytest.mark.timeout(1200)  # a busy machine takes 100 s for a server
 def test_without_restarts_the_run_stops_saved_and_a_later_one_goes_on(house: Household) -> None:
     run = house.run("run")
     limits = ("train.steps=6", "train.checkpoint_every=100", "server.max_restarts=0")
