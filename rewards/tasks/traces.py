@@ -13,7 +13,7 @@ from rewards.tasks.countdown import MAX_STEP
 from rewards.types import Problem
 
 OPEN, CLOSE = "<think>", "</think>"
-MAX_ATTEMPTS = 40
+MAX_ATTEMPTS = 64  # three numbers: up to 830 words, four: up to 1,200
 
 
 @dataclass(frozen=True)

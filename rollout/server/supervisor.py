@@ -28,6 +28,8 @@ SHM = "/dev/shm"
 TERM_GRACE = 2.5  # seconds between SIGTERM and SIGKILL
 KILL_GRACE = 1.0  # seconds for the killed to be gone, and again for multiprocessing's tracker to unlink what they left
 SCAN_EVERY = 2.0  # seconds between looks at the family's shared memory (a look takes 10 ms)
+SCAN_EARLY = 0.25  # the same while the server starts, which is when it makes its shared memory
+STARTING = 180.0  # seconds that count as starting
 
 
 def main() -> int:
@@ -50,7 +52,8 @@ def main() -> int:
 def _watch(family: Family, trainer_gone: list[int]) -> None:
     """Return when the trainer is gone and the family too; end the family as soon as the server is dead."""
     server_fd = os.pidfd_open(family.server.pid)
-    while not (ready := _ready([*trainer_gone, server_fd], SCAN_EVERY)):
+    started = time.monotonic() + STARTING
+    while not (ready := _ready([*trainer_gone, server_fd], SCAN_EARLY if time.monotonic() < started else SCAN_EVERY)):
         family.look()
         family.reap_orphans()
     if ready == {server_fd}:
