@@ -22,6 +22,7 @@ from rich.table import Table
 from rewards.errors import BadInput
 from rewards.pool import RewardPool
 from rewards.tasks import Task, load_task
+from rewards.tasks.mixture import qualified
 from rewards.types import Problem, Split
 from rl.build import model_context
 from rl.checkpoint import latest_checkpoint
@@ -93,11 +94,12 @@ def parse_prompts(text: str) -> tuple[Style, ...]:
 def run_eval(request: EvalRequest) -> None:
     """Evaluate and report; everything that can be refused is refused before a server starts."""
     tasks = [load_task(spec, seed=request.seed) for spec in request.tasks]
-    chosen = [(problem, task) for task in tasks for problem in _problems(task, request)]
+    chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
+    task_names = {problem.id: task.name for problem, task in chosen}
     spec_of = {problem.id: request.reward or problem.reward or task.reward for problem, task in chosen}
     target = resolve_target(request)
     template = Template.load(target.path, think=target.think)
-    cells = asyncio.run(_evaluate(request, target, template, [problem for problem, _ in chosen], spec_of))
+    cells = asyncio.run(_evaluate(request, target, template, [problem for problem, _ in chosen], spec_of, task_names))
     result = result_file(cells)
     if request.out is not None:
         write_json(request.out, result)
@@ -152,7 +154,12 @@ def _problems(task: Task, request: EvalRequest) -> list[Problem]:
 
 
 async def _evaluate(
-    request: EvalRequest, target: Target, template: Template, problems: list[Problem], spec_of: dict[str, Any]
+    request: EvalRequest,
+    target: Target,
+    template: Template,
+    problems: list[Problem],
+    spec_of: dict[str, Any],
+    task_names: dict[str, str],
 ) -> list[dict[str, Any]]:
     longest = max(len(template.encode(problem.prompt)) for problem in problems)
     context = longest + request.max_tokens + len(template.close_ids)
@@ -170,6 +177,7 @@ async def _evaluate(
                     template=template,
                     pool=pool,
                     spec_of=lambda problem: spec_of[problem.id],
+                    task_of=lambda problem: task_names[problem.id],
                     model=target.name,
                     split=request.split,
                     samples=max(request.ks),

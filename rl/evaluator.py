@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rewards.pool import RewardPool
+from rewards.tasks import source_of
 from rewards.types import Split
 from rl.build import Setup
 from rl.provenance import result_file
@@ -41,6 +43,7 @@ class Evaluator:
             template=self.setup.template,
             pool=self.pool,
             spec_of=self.setup.spec_of,
+            task_of=partial(source_of, self.setup.task),
             model=label,
             split=split,
             samples=config.eval.samples,

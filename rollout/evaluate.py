@@ -50,6 +50,7 @@ async def evaluate(
     template: Template,
     pool: Scorer,
     spec_of: Callable[[Problem], Any],
+    task_of: Callable[[Problem], str],
     model: str,
     split: str,
     samples: int = 1,
@@ -64,9 +65,10 @@ async def evaluate(
 ) -> tuple[list[dict[str, Any]], list[Group]]:
     """Cells for each task and budget (in the order given), and the groups at the largest budget (None above all).
 
-    `samples` chains a problem; pass@k and majority@k for `ks` (null: powers of two up to `samples`, and it). A budget
-    caps thinking tokens, `answer` those behind them, `max_tokens` both. A direct prompt has no thinking: one cell, of
-    `answer` tokens. `on_progress(done, all)` counts chains. Raises what `collect` raises.
+    `task_of(problem)` is the task string that its cell goes by. `samples` chains a problem; pass@k and majority@k for
+    `ks` (null: powers of two up to `samples`, and it). A budget caps thinking tokens, `answer` those behind them,
+    `max_tokens` both. A direct prompt has no thinking: one cell, of `answer` tokens. `on_progress(done, all)` counts
+    chains. Raises what `collect` raises.
     """
     if style == "direct":
         budgets, max_tokens = (None,), min(max_tokens, answer)
@@ -101,8 +103,8 @@ async def evaluate(
         temperature=temperature, samples=samples,
     )  # fmt: skip
     cells = [
-        cell([group for group in by_budget[budget] if group.problem.task == task], budget=budget)
-        for task in dict.fromkeys(problem.task for problem in problems)
+        cell([group for group in by_budget[budget] if task_of(group.problem) == task], task=task, budget=budget)
+        for task in dict.fromkeys(map(task_of, problems))
         for budget in dict.fromkeys(budgets)
     ]
     return cells, by_budget[setup.budgets[0]]
@@ -137,6 +139,7 @@ def make_cell(
     ks: Sequence[int] | None = None,
     *,
     model: str,
+    task: str,
     split: str,
     style: Style,
     budget: int | None,
@@ -145,21 +148,20 @@ def make_cell(
 ) -> dict[str, Any]:
     """One evaluation cell from scored groups of one task. Samples that errored or were skipped are left out.
 
+    `outcomes` is [[correct, judged], ...], a pair a group, in order: intervals resample problems, paired across cells.
     Raises Fault where no sample was judged.
     """
     judged = [[c for c in group.chains if c.score is not None and c.score.counts] for group in groups]
     chains = [chain for group in judged for chain in group]
     if not chains:
-        raise Fault(
-            f"no sample of task {groups[0].problem.task if groups else '?'} was judged; see the reward's errors"
-        )
+        raise Fault(f"no sample of task {task} was judged; see the reward's errors")
     most = max(map(len, judged))
     statuses = Counter(chain.score.status for chain in chains if chain.score is not None)
     ks = sorted({k for k in ks if k <= most}) if ks is not None else _powers(most)
     outcomes = [[_correct(chain) for chain in group] for group in judged]
     return {
         "model": model,
-        "task": groups[0].problem.task,
+        "task": task,
         "split": split,
         "prompt": style,
         "budget": budget,
@@ -175,6 +177,7 @@ def make_cell(
         "unparsed": statuses["unparsed"] / len(chains),
         "forced_closed": sum(chain.inserted_count > 0 for chain in chains) / len(chains),
         "by_difficulty": _by_difficulty(groups, outcomes),
+        "outcomes": [[sum(samples), len(samples)] for samples in outcomes],
     }
 
 

@@ -11,6 +11,7 @@ from rewards.tasks.countdown import Countdown
 from rewards.tasks.jsonl import Jsonl
 from rewards.tasks.letters import Letters
 from rewards.tasks.mixture import Mixture
+from rewards.types import Problem
 
 GENERATORS: dict[str, type[Generator]] = {kind.base: kind for kind in (Arithmetic, Countdown, Letters)}
 
@@ -31,6 +32,11 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
         hint = nearest(name, list(GENERATORS))
         raise BadInput(f"unknown task {name!r}; {hint} (or a file of your own: path.jsonl)")
     return build(GENERATORS[name], spec, seed, _query(spec, query) if question else {})
+
+
+def source_of(task: Task, problem: Problem) -> str:
+    """The task string that a problem of `task` came from: its part's where the task is a mixture."""
+    return task.part(problem).name if isinstance(task, Mixture) else task.name
 
 
 def list_tasks() -> list[dict[str, Any]]:

@@ -38,8 +38,7 @@ class Mixture:
     def problem(self, index: int, split: Split) -> Problem:
         """Problem `index` of the mixture: the next one of the task whose turn it is."""
         task, inner = self._locate(index, split)
-        problem = task.problem(inner, split)
-        return problem if problem.id.startswith(f"{task.name}/") else replace(problem, id=f"{task.name}:{problem.id}")
+        return qualified(task, task.problem(inner, split))
 
     def size(self, split: Split) -> int | None:
         """Problems until the first finite task runs out (train rows wrap around: their sum, or None)."""
@@ -57,9 +56,13 @@ class Mixture:
 
     def gold(self, problem: Problem) -> str:
         """As the problem's own task says."""
+        return self.part(problem).gold(problem)
+
+    def part(self, problem: Problem) -> Task:
+        """The task that a problem of the mixture came from."""
         for task, _ in sorted(self._parts, key=lambda part: -len(part[0].name)):
             if problem.id.startswith((f"{task.name}/", f"{task.name}:")):
-                return task.gold(problem)
+                return task
         raise KeyError(f"problem {problem.id!r} is of none of {self.name}")
 
     def _locate(self, index: int, split: Split) -> tuple[Task, int]:
@@ -76,6 +79,11 @@ class Mixture:
         random.Random(f"{self.seed}|{self.name}|{cycle}|{split}").shuffle(turns)
         upcoming = [count(cycle * share) for share in whole]
         return [(parts[k][0], next(upcoming[k])) for k in turns]
+
+
+def qualified(task: Task, problem: Problem) -> Problem:
+    """A problem whose id begins with the name of its task, so that ids stay apart where tasks come together."""
+    return problem if problem.id.startswith(f"{task.name}/") else replace(problem, id=f"{task.name}:{problem.id}")
 
 
 def shares(weights: list[float]) -> list[int]:

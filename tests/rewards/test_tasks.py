@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rewards.errors import BadInput
 from rewards.judge import judge
 from rewards.registry import load_reward
-from rewards.tasks import GENERATORS, base, list_tasks, load_task
+from rewards.tasks import GENERATORS, base, list_tasks, load_task, source_of
 from rewards.tasks.base import SPLITS, split_of
 from rewards.tasks.jsonl import Jsonl
 from rewards.tasks.mixture import CYCLE, Mixture, shares
@@ -328,6 +328,8 @@ def test_a_mixture_asks_the_right_task_for_gold(tmp_path: Path) -> None:
         assert judge(load_reward(problem.reward), task.gold(problem), problem).correct
         plain = isinstance(problem.prompt, str) and problem.prompt.startswith("Using")
         assert task.gold(problem).startswith("<answer>") == plain
+        assert source_of(task, problem) == (path if "f.jsonl" in problem.id else entries[plain])
+    assert source_of(load_task(path), load_task(path).problem(0, "train")) == path
     assert isinstance(task, Mixture)
     with pytest.raises(KeyError):
         task.gold(load_task("letters").problem(0, "train"))

@@ -163,14 +163,17 @@ def test_every_command_has_an_example(capsys, command: str) -> None:
 
 def test_eval_with_transformers_writes_cells(capsys, tmp_path) -> None:
     out = tmp_path / "e.json"
-    arguments = ["--task", "letters", "--problems", "6", "--k", "1,2", "--max-tokens", "3", "--answer", "2"]
+    arguments = ["--task", "letters", "--task", "countdown?numbers=3", "--task", "countdown?numbers=4"]
+    arguments += ["--problems", "6", "--k", "1,2", "--max-tokens", "3", "--answer", "2"]
     model = "configs/models/bytes-tiny"
     assert ponder("eval", model, *arguments, "--sampler", "transformers", "--no-think", "--out", str(out)) == 0
     assert "letters" in capsys.readouterr().out
     result = json.loads(out.read_text())
     assert result["command"].startswith(Path(sys.argv[0]).name)
     assert result["versions"]["torch"]
-    (cell,) = result["cells"]
+    cell = result["cells"][0]
+    assert [cell["task"] for cell in result["cells"]] == ["letters", "countdown?numbers=3", "countdown?numbers=4"]
+    assert [judged for _, judged in cell["outcomes"]] == [2] * 6
     assert (cell["task"], cell["split"], cell["n_problems"], cell["n_samples"]) == ("letters", "test", 6, 12)
     assert set(cell["pass@k"]) == {"1", "2"}
 

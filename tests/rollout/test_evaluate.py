@@ -165,6 +165,7 @@ async def run(sampler: Any, pool: Any = None, **options: Any) -> Any:
         "problems": PROBLEMS,
         "template": TEMPLATE,
         "spec_of": lambda p: None,
+        "task_of": lambda p: p.task,
         "model": "m",
         "split": "test",
         "samples": 2,
@@ -228,6 +229,7 @@ class TestEvaluate:
         assert list(cells[0]) == [
             "model", "task", "split", "prompt", "budget", "k", "temperature", "n_problems", "n_samples", "pass@1",
             "ci95", "pass@k", "majority@k", "tokens_mean", "truncated", "unparsed", "forced_closed", "by_difficulty",
+            "outcomes",
         ]  # fmt: skip
         cell = cells[0]
         assert (cell["model"], cell["task"], cell["split"], cell["prompt"]) == ("m", "toy", "test", "cot")
@@ -250,6 +252,7 @@ class TestEvaluate:
         assert [(c["task"], c["budget"], c["n_problems"]) for c in cells] == [
             ("toy", 0, 1), ("toy", None, 1), ("other", 0, 1), ("other", None, 1),
         ]  # fmt: skip
+        assert [c["outcomes"] for c in cells] == [[[0, 2]], [[2, 2]], [[0, 2]], [[2, 2]]]
 
     async def test_cut_thinking_is_truncated(self) -> None:
         cells, _ = await run(counting_policy(NEEDS), max_tokens=20)
@@ -271,7 +274,9 @@ def cell_of(groups: list[Group], texts: dict[str, str] | None = None, ks: list[i
     def text_of(chain: Chain) -> str:
         return texts[chain.id] if texts else "5"
 
-    return make_cell(groups, text_of, ks, model="m", split="test", style="cot", budget=None, temperature=1.0, samples=5)
+    return make_cell(
+        groups, text_of, ks, model="m", task="toy", split="test", style="cot", budget=None, temperature=1.0, samples=5
+    )
 
 
 def test_errored_samples_are_left_out() -> None:
@@ -279,6 +284,7 @@ def test_errored_samples_are_left_out() -> None:
     cell = cell_of(groups)
     assert (cell["n_problems"], cell["n_samples"], cell["pass@1"]) == (2, 4, pytest.approx((1 + 1 / 3) / 2))
     assert cell["unparsed"] == 0.5
+    assert cell["outcomes"] == [[1, 1], [1, 3], [0, 0]]
     assert cell["pass@k"] == {"1": pytest.approx(2 / 3), "2": pytest.approx(2 / 3), "3": 1.0}
     with pytest.raises(Fault, match="no sample of task toy was judged"):
         cell_of(groups[2:])
