@@ -1,4 +1,4 @@
-"""Thinking budgets: a cap on sampled thinking tokens, the forced close, and many caps cut from one long chain."""
+"""Thinking budgets: a cap on sampled thinking, the forced close, many caps cut from one long chain, extension."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from rollout.chain import bare_chain, continue_chain, cut, start_chain
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.types import Chain, Sampler
+
+MAX_RETRIES = 20
+"""Times in a row that a close is taken back without one more thinking token; then it stands."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,35 @@ def cut_chain(chain: Chain, template: Template, think: int) -> Chain | None:
     if thought < think:
         raise ValueError(f"chain {chain.id} holds {thought} thinking tokens, too few for a cap of {think}")
     return cut(chain, chain.prompt_len + think, "length")
+
+
+async def extend_thinking(
+    sampler: Sampler,
+    template: Template,
+    chain: Chain,
+    params: SamplingParams,
+    budget: Budget,
+    seeds: Callable[[int], int],
+    satisfied: Callable[[str], bool],
+    wait_ids: Sequence[int] = (),
+) -> Chain:
+    """Think on where the policy would stop: its close is replaced by `wait_ids` until `satisfied(thinking text)` holds.
+
+    Then the close that was sampled stands; where the budget is used up first, it is forced. `chain` was sampled under
+    the same budget; `seeds(segment)` seeds the requests, from segment 2 on. What was taken back is in no count.
+    """
+    cap = budget.cap(params.max_tokens) or params.max_tokens - budget.answer
+    segment, retries = 2, 0
+    while (close := template.close_start(chain)) is not None and retries < MAX_RETRIES:
+        if satisfied(template.response_text(cut(chain, close, "length"))):
+            break
+        chain = cut(chain, close, "length")
+        room = cap - sum(chain.sampled)
+        if room <= 0:
+            break
+        chain = await continue_chain(sampler, chain, wait_ids, replace(params, max_tokens=room, seed=seeds(segment)))
+        segment, retries = segment + 1, retries + 1 if template.close_start(chain) == close + len(wait_ids) else 0
+    return await finish_thinking(sampler, template, chain, replace(params, seed=seeds(segment)), budget.answer)
 
 
 async def _finish_answer(sampler: Sampler, chain: Chain, end: int, params: SamplingParams, answer: int) -> Chain:

@@ -107,6 +107,17 @@ class Template:
             low, high = (low, middle) if CLOSE in self._decode(ids[:middle]) else (middle + 1, high)
         return chain.prompt_len + low
 
+    def close_start(self, chain: Chain) -> int | None:
+        """Index of the first token of that close tag; None while thinking goes on."""
+        end = self.close_end(chain)
+        if end is None or self._close_id is not None:
+            return end and end - 1
+        start = end - chain.prompt_len
+        before = self._decode(chain.response_ids[:start]).partition(CLOSE)[0].rstrip()
+        while start > 0 and len(self._decode(chain.response_ids[:start])) > len(before):
+            start -= 1
+        return chain.prompt_len + start
+
     def unclosed(self, chain: Chain) -> bool:
         """Whether the chain ended inside a thinking block."""
         return self.think and after_thinking(self.response_text(chain)) is None

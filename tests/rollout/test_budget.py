@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import BadInput
-from rollout.budget import Budget, cut_chain, finish_thinking, sample_with_budget
+from rollout.budget import MAX_RETRIES, Budget, cut_chain, extend_thinking, finish_thinking, sample_with_budget
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.types import Chain
@@ -175,3 +175,49 @@ async def test_too_short_a_chain_cannot_be_cut() -> None:
     assert cut_chain(short, TEMPLATE, 4) == short
     with pytest.raises(ValueError, match="holds 4 thinking tokens, too few for a cap of 5"):
         cut_chain(short, TEMPLATE, 5)
+
+
+def impatient(segment: int) -> FakeSampler:
+    """A policy that thinks `segment` tokens, however much it has thought, then closes and answers."""
+    return FakeSampler(lambda ids, params: [*[T] * segment, CLOSE, A, EOS] if CLOSE not in ids[3:] else [A, EOS])
+
+
+async def extend(sampler: FakeSampler, think: int, enough: int, wait_ids: tuple[int, ...] = ()) -> Chain:
+    params = SamplingParams(100, TEMPLATE.stop_ids, seed=0)
+    budget = Budget(think, 4)
+    chain = await sample_with_budget(sampler, TEMPLATE, "c", "p", PROMPT, params, budget, lambda s: s)
+    satisfied = lambda text: text.split().count(TEMPLATE.tokenizer.decode([T])) >= enough  # noqa: E731
+    return await extend_thinking(sampler, TEMPLATE, chain, params, budget, lambda s: s, satisfied, wait_ids)
+
+
+async def test_closes_are_taken_back_until_it_is_satisfied() -> None:
+    sampler = impatient(2)
+    chain = await extend(sampler, think=20, enough=5)
+    assert (chain.response_ids, chain.finish_reason) == ([T] * 6 + [CLOSE, A, EOS], "stop")
+    assert all(chain.sampled[3:])
+    assert [(len(ids), p.max_tokens, p.seed) for ids, p in sampler.requests] == [(3, 20, 0), (5, 18, 2), (7, 16, 3)]
+
+
+async def test_one_that_is_satisfied_is_left_alone() -> None:
+    sampler = impatient(2)
+    assert (await extend(sampler, think=20, enough=1)).response_ids == [T, T, CLOSE, A, EOS]
+    assert len(sampler.requests) == 1
+
+
+async def test_an_extension_ends_at_the_budget() -> None:
+    chain = await extend(impatient(2), think=5, enough=99)
+    assert (chain.response_ids, chain.finish_reason) == ([T] * 5 + [CLOSE, A, EOS], "forced")
+    assert chain.sampled[3:] == [True] * 5 + [False, True, True]
+
+
+async def test_what_is_inserted_to_wait_is_not_sampled() -> None:
+    wait = 50
+    chain = await extend(impatient(2), think=20, enough=3, wait_ids=(wait,))
+    assert chain.response_ids == [T, T, wait, T, T, CLOSE, A, EOS]
+    assert chain.sampled[3:] == [True, True, False, True, True, True, True, True]
+
+
+async def test_a_policy_that_only_closes_gets_its_way() -> None:
+    sampler = impatient(0)
+    assert (await extend(sampler, think=20, enough=1)).response_ids == [CLOSE, A, EOS]
+    assert len(sampler.requests) == MAX_RETRIES + 1

@@ -146,6 +146,8 @@ class TestReading:
     def test_close_of_one_token(self) -> None:
         chain = a_chain(words("<bos> <think> </think> <think>"), words("5 </think> 5 </think>"))
         assert template().close_end(chain) == 6
+        assert template().close_start(chain) == 5
+        assert template().close_start(a_chain(words("<bos> <think>"), words("5 5"))) is None
         assert template().close_end(a_chain(words("<bos> <think>"), words("5 5"))) is None
         assert template().close_end(a_chain(words("<bos> <think>"), [])) is None
 
@@ -157,6 +159,7 @@ class TestReading:
         end = tagless.close_end(chain)
         assert end is not None
         assert bytes(chain.token_ids[len(prompt) : end]) == "é </thin </think>".encode()
+        assert bytes(chain.token_ids[len(prompt) : tagless.close_start(chain)]) == "é </thin".encode()
 
     def test_no_close_spelt_in_bytes(self) -> None:
         tagless = Template(tagless_bytes(), think=True, stop_ids=(258,))
