@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from rewards.tasks.anatomy import chain_traits
 from rewards.types import STATUSES
-from rollout.types import Group
+from rollout.types import Chain, Group
 
 Row = dict[str, Any]
 
@@ -80,12 +81,19 @@ def rollout_metrics(groups: Iterable[Group]) -> Row:
         "chains/forced": sum(chain.finish_reason == "forced" for chain in chains),
     }
     row |= {f"samples/{status}": sum(score.status == status for score in scores) for status in STATUSES}
-    return row | _part_means([score.parts for score in scores])
+    return row | {f"reward/{name}": value for name, value in means([score.parts for score in scores]).items()}
 
 
-def _part_means(parts: list[dict[str, float]]) -> Row:
-    names = sorted({name for part in parts for name in part})
-    return {f"reward/{name}": _mean([part[name] for part in parts if name in part]) for name in names}
+def search_metrics(groups: Iterable[Group], text_of: Callable[[Chain], str]) -> Row:
+    """chain/NAME: the mean of every trait that the task can tell of its chains (rewards/tasks/anatomy.py)."""
+    traits = [chain_traits(group.problem, text_of(chain)) for group in groups for chain in group.chains]
+    return {f"chain/{name}": value for name, value in means(traits).items()}
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each name over the rows that have it, names in order."""
+    names = sorted({name for row in rows for name in row})
+    return {name: _mean([row[name] for row in rows if name in row]) for name in names}
 
 
 def _mean(values: list[float] | list[int]) -> float:
