@@ -18,7 +18,7 @@ from rl.build import Setup, weight_source
 from rl.checkpoint import save_checkpoint
 from rl.evaluator import Evaluator
 from rl.exits import Stopped, StopSignal
-from rl.metrics import MetricsLog, Row, rollout_metrics
+from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rollout.client import ServerDown
@@ -85,6 +85,7 @@ class Trainer:
         await self._push()
         if self._evaluates:
             await self._evaluate("base", "test", self.config.eval.budgets)
+            await self._evaluate("step-0", "val", [])
         queue = RolloutQueue(self.config.pipeline.max_staleness, self._produce, last_step=self.config.train.steps)
         try:
             for step in range(self.version + 1, self.config.train.steps + 1):
@@ -100,6 +101,7 @@ class Trainer:
         groups = await self._rollout(step, queue)
         check_rewards(groups, self.config.rewards.max_error_share)
         row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
+        row |= search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
         row["time/reward"] = self.scorer.take_seconds()
         row["flops/rollout"] = chains_flops(self.learner.shape, groups)
@@ -112,9 +114,10 @@ class Trainer:
         finally:  # the weights have moved: the step is recorded even if nobody will sample from them
             row["time/step"] = time.monotonic() - began
             self._record(step, groups, row)
-        if self._evaluates and step % self.config.eval.every == 0 and step < self.config.train.steps:
+        last = step == self.config.train.steps
+        if self._evaluates and (last or step % self.config.eval.every == 0):
             await self._evaluate(f"step-{step}", "val", [])
-        if step % self.config.train.checkpoint_every == 0 or step == self.config.train.steps:
+        if last or step % self.config.train.checkpoint_every == 0:
             self.save()
 
     def _record(self, step: int, groups: list[Group], row: Row) -> None:

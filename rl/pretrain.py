@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from pydantic import Field
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewards.errors import BadInput
@@ -82,7 +85,11 @@ def pretrain(config: PretrainConfig) -> float:
                 loss, recent = sum(recent) / len(recent), []
                 seconds = time.monotonic() - began
                 log.append({"step": step, "loss": loss, "tokens": tokens, "seconds": seconds})
-                progress.update(bar, figures=f"loss {loss:.3f}  {tokens / seconds:,.0f} tokens/s")
+                figures = f"loss {loss:.3f}  {tokens / seconds:,.0f} tokens/s"
+                progress.update(bar, figures=figures)
+                if not progress.console.is_terminal:
+                    left = timedelta(seconds=round(seconds / step * (config.steps - step)))
+                    print(f"step {step}/{config.steps}  {figures}  left {left}", file=sys.stderr, flush=True)
             progress.advance(bar)
     save_model(policy, config.model, config.out)
     record = {"command": command(), "config": config.model_dump(), "versions": versions(), "log": log}
@@ -140,4 +147,5 @@ def trace_chain(problem: Problem, template: Template, rng: random.Random) -> Cha
 
 def _progress() -> Progress:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
-    return Progress(*columns, TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
