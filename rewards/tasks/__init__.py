@@ -8,6 +8,7 @@ from rewards.errors import BadInput
 from rewards.tasks.arithmetic import Arithmetic
 from rewards.tasks.base import Generator, Task, build, nearest, parameters
 from rewards.tasks.countdown import Countdown
+from rewards.tasks.dataset import PREFIX, DataSet
 from rewards.tasks.jsonl import Jsonl
 from rewards.tasks.letters import Letters
 from rewards.tasks.mixture import Mixture
@@ -17,20 +18,22 @@ GENERATORS: dict[str, type[Generator]] = {kind.base: kind for kind in (Arithmeti
 
 
 def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
-    """A task from `NAME`, `NAME?numbers=3&style=plain`, `path.jsonl` or a mixture [{task, weight}, …].
+    """A task from `NAME`, `NAME?numbers=3&style=plain`, `path.jsonl`, `datasets:PATH` or a mixture [{task, weight}, …].
 
     Raises BadInput in one line for an unknown task or parameter, and for a file that is missing or broken.
     """
     if isinstance(spec, list):
         return _mixture(spec, seed)
     name, question, query = spec.partition("?")
+    if name.startswith(PREFIX):
+        return DataSet(spec, seed, _query(spec, query) if question else {})
     if name.endswith(".jsonl"):
         if question:
             raise BadInput(f"task {spec!r}: a JSONL file takes no parameters; drop {'?' + query!r}")
         return Jsonl(name, seed)
     if name not in GENERATORS:
         hint = nearest(name, list(GENERATORS))
-        raise BadInput(f"unknown task {name!r}; {hint} (or a file of your own: path.jsonl)")
+        raise BadInput(f"unknown task {name!r}; {hint} (or data of your own: path.jsonl, datasets:PATH)")
     return build(GENERATORS[name], spec, seed, _query(spec, query) if question else {})
 
 

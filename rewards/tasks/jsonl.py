@@ -3,79 +3,28 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rewards.answer import squeeze
-from rewards.equality import as_text
 from rewards.errors import BadInput
-from rewards.tasks.base import SPLITS, nearest, split_of
-from rewards.types import Message, Problem, Split
+from rewards.tasks.rows import Rows, to_problem
+from rewards.types import Problem, Split
 
-KNOWN = {f.name for f in fields(Problem)} - {"task", "meta"}
-HASHED_AS = "jsonl"
-"""Stands for the task in the split's hash: the same row in a renamed file, or in two files, keeps its split."""
+Row = tuple[int, Problem, Split | None]
+"""Line number, problem, and the split it asks for."""
 
 
-class Jsonl:
-    """The rows of a file by split. Train wraps around with a new order in each pass; val and test don't."""
-
-    reward = "exact_match"
+class Jsonl(Rows):
+    """The rows of a file."""
 
     def __init__(self, path: str, seed: int = 0) -> None:
         """Read and check the whole file. Raises BadInput that names the line."""
-        self.name, self.seed = path, seed
         rows = list(_read(Path(path)))
         if not rows:
             raise BadInput(f"{path} holds no rows; write one JSON object a line with prompt and answer")
         _refuse_repeated_ids(path, rows)
-        self._rows, self.dropped = _divide([(problem, split) for _, problem, split in rows])
-        self._order: tuple[int, list[int]] = (-1, [])  # (pass, its order) last used
-
-    @property
-    def rewards(self) -> list[Any]:
-        """The default and every row's own."""
-        own = [problem.reward for rows in self._rows.values() for problem in rows]
-        return list({json.dumps(spec, sort_keys=True): spec for spec in own}.values())
-
-    def size(self, split: Split) -> int:
-        return len(self._rows[split])
-
-    def problem(self, index: int, split: Split) -> Problem:
-        """Row `index` of a split; in later passes over train the id ends in @2, @3, …"""
-        rows = self._rows[split]
-        if not rows:
-            raise BadInput(f'{self.name} has no {split} rows: add "split": "{split}" to some, or more rows')
-        if split != "train":
-            if index >= len(rows):
-                raise BadInput(f"{self.name} has {len(rows)} {split} rows, not {index + 1}; ask for fewer problems")
-            return rows[index]
-        done, place = divmod(index, len(rows))
-        problem = rows[self._shuffled(done, len(rows))[place]]
-        return replace(problem, id=f"{problem.id}@{done + 1}") if done else problem
-
-    def gold(self, problem: Problem) -> str:
-        """The row's `gold` response, else its answer in a box (in tags where its braces are odd)."""
-        if isinstance(problem.meta.get("gold"), str):
-            return problem.meta["gold"]
-        answer = as_text(problem.answer)
-        balanced = answer.count("{") == answer.count("}")
-        return f"\\boxed{{{answer}}}" if balanced else f"<answer>{answer}</answer>"
-
-    def _shuffled(self, done: int, count: int) -> list[int]:
-        if self._order[0] != done:
-            order = list(range(count))
-            random.Random(f"{self.seed}|{self.name}|{done}").shuffle(order)
-            self._order = (done, order)
-        return self._order[1]
-
-
-HELD_OUT_FIRST: tuple[Split, ...] = ("test", "val", "train")
-Row = tuple[int, Problem, Split | None]
-"""Line number, problem, and the split it asks for."""
+        super().__init__(path, seed, [(problem, split) for _, problem, split in rows])
 
 
 def _read(path: Path) -> Iterator[Row]:
@@ -86,26 +35,8 @@ def _read(path: Path) -> Iterator[Row]:
         raise BadInput(f"{path}: {reason}; give the path from the working directory, {Path.cwd()}") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, *_row(f"{path}:{number}", path.stem, number, line)
-
-
-def _row(where: str, task: str, number: int, line: bytes) -> tuple[Problem, Split | None]:
-    row = parse_object(where, line)
-    row = {name: value for name, value in row.items() if value is not None}
-    _check(where, row)
-    prompt, split = row["prompt"], row.get("split")
-    problem = Problem(
-        id=str(row.get("id", f"{task}:{number}")),
-        task=task,
-        prompt=prompt,
-        answer=row["answer"],
-        key=str(row.get("key", _canonical(prompt))),
-        difficulty=float(row.get("difficulty", 0)),
-        subtask=str(row.get("subtask", "")),
-        reward=row.get("reward", Jsonl.reward),
-        meta={name: value for name, value in row.items() if name not in KNOWN | {"split"}},
-    )
-    return problem, split
+            where = f"{path}:{number}"
+            yield number, *to_problem(where, path.stem, number, parse_object(where, line))
 
 
 def parse_object(where: str, line: bytes) -> dict[str, Any]:
@@ -121,49 +52,9 @@ def parse_object(where: str, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _check(where: str, row: dict[str, Any]) -> None:
-    prompt = row.get("prompt")
-    chat = isinstance(prompt, list) and prompt and all(map(_is_message, prompt))
-    if not chat and not (isinstance(prompt, str) and prompt.strip()):
-        found = f"prompt {str(prompt)[:40]!r}" if prompt else "no prompt"
-        raise BadInput(f"{where}: {found}; 'prompt' is a text or a list of {{role, content}} messages")
-    if "answer" not in row:
-        raise BadInput(f"{where}: no answer; add the field 'answer'")
-    if row.get("split", "train") not in SPLITS:
-        raise BadInput(f"{where}: split {row['split']!r}; {nearest(str(row['split']), list(SPLITS))}")
-    difficulty = row.get("difficulty", 0)
-    if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
-        raise BadInput(f"{where}: difficulty {difficulty!r} is not a number")
-    if not isinstance(row.get("reward", ""), str | dict):
-        raise BadInput(f"{where}: reward {row['reward']!r} is neither a name nor {{use, args}}")
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
-
-
-def _canonical(prompt: str | list[Message]) -> str:
-    if isinstance(prompt, str):
-        return squeeze(prompt)
-    return "\n".join(f"{message['role']}: {squeeze(message['content'])}" for message in prompt)
-
-
 def _refuse_repeated_ids(path: str, rows: list[Row]) -> None:
     seen: dict[str, int] = {}
     for number, problem, _ in rows:
         first = seen.setdefault(problem.id, number)
         if first != number:
             raise BadInput(f"{path}: lines {first} and {number} have the same id {problem.id!r}; make ids unique")
-
-
-def _divide(rows: list[tuple[Problem, Split | None]]) -> tuple[dict[Split, list[Problem]], int]:
-    """Rows by split, and how many were dropped since their content stands in a split that is held out further."""
-    by_split: dict[Split, list[Problem]] = {name: [] for name in SPLITS}
-    for problem, wanted in rows:
-        by_split[wanted or split_of(HASHED_AS, problem.key)].append(problem)
-    held_out: set[str] = set()
-    kept: dict[Split, list[Problem]] = {}
-    for split in HELD_OUT_FIRST:
-        kept[split] = [problem for problem in by_split[split] if problem.key not in held_out]
-        held_out |= {problem.key for problem in kept[split]}
-    return kept, len(rows) - sum(map(len, kept.values()))
