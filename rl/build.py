@@ -20,6 +20,8 @@ from rollout.prompt import Template, read_json
 from rollout.server.hardware import Hardware, probe
 
 if TYPE_CHECKING:  # torch and transformers load when the learner is built
+    from transformers import PreTrainedModel
+
     from rl.learner import Learner
     from rl.sync import WeightSource
 
@@ -43,9 +45,10 @@ class Setup:
         return [self.task.problem((step - 1) * count + i, "train") for i in range(count)]
 
     def eval_problems(self, split: Split) -> list[Problem]:
-        """The first `eval.problems` of a split, or all where it has fewer."""
-        size = self.task.size(split)
-        count = self.config.eval.problems if size is None else min(size, self.config.eval.problems)
+        """The first `eval.problems` (on test `eval.test_problems`) of a split, or all where it has fewer."""
+        size, config = self.task.size(split), self.config.eval
+        count = config.test_problems or config.problems if split == "test" else config.problems
+        count = count if size is None else min(size, count)
         return [self.task.problem(i, split) for i in range(count)]
 
     def spec_of(self, problem: Problem) -> Any:
@@ -123,14 +126,10 @@ def open_pool(config: Config) -> RewardPool:
 def build_learner(config: Config, policy_path: str | None = None) -> Learner:
     """Load the policy (from a checkpoint where one is given) and, where the objective needs it, the reference."""
     from rl.learner import Learner
-    from rl.model import load_policy
     from rl.presets import resolve_objective
 
     objective = resolve_objective(config.algorithm, config.objective)
-    # Parameters and AdamW's state stay fp32 whatever is computed and served in: bf16 weights lose small updates.
-    path, seed = config.model.path, config.seed
-    policy, _ = load_policy(policy_path or path, "float32", seed)
-    reference = load_policy(path, "float32", seed)[0] if objective.needs_reference else None
+    policy, reference = load_models(config, objective.needs_reference, policy_path)
     return Learner(
         policy,
         objective,
@@ -140,6 +139,26 @@ def build_learner(config: Config, policy_path: str | None = None) -> Learner:
         reference=reference,
         dtype=config.model.dtype,
     )
+
+
+def load_models(
+    config: Config, with_reference: bool, checkpoint: str | None
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The policy (of a checkpoint where one is given) and, where it is wanted, the frozen policy of the start.
+
+    What is trained is fp32 whatever is computed and served in: bf16 weights lose small updates. With LoRA the base is
+    frozen, hence held as it is served, and without its adapter it is the reference.
+    """
+    from rl.model import add_adapter, load_policy, twin
+
+    model, seed = config.model, config.seed
+    if model.lora is None:
+        policy, _ = load_policy(checkpoint or model.path, "float32", seed)
+        return policy, load_policy(model.path, "float32", seed)[0] if with_reference else None
+    policy, _ = load_policy(model.path, model.dtype, seed)
+    reference = twin(policy) if with_reference else None
+    add_adapter(policy, model.lora, seed, model.path, checkpoint)
+    return policy, reference
 
 
 def weight_source(config: Config, learner: Learner) -> WeightSource:

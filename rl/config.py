@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,6 +53,17 @@ class ObjectiveConfig(Section):
     """Weight for the sampler/learner mismatch: `token` multiplies by min(old/sampler, 2), detached."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters: only they are trained, and they are merged into what is pushed and saved. No dropout."""
+
+    rank: int = Field(16, ge=1)
+    """Rank r of the product B A that is added to a layer's weight."""
+    alpha: float = Field(32.0, gt=0)
+    """The product is scaled by alpha / rank."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Layers that get an adapter, by the ends of their names ([q_proj, v_proj]); all-linear = all but the head."""
+
+
 class ModelConfig(Section):
     """The policy."""
 
@@ -60,6 +71,8 @@ class ModelConfig(Section):
     """Model directory (config, tokenizer, safetensors). Without weights the policy is random from `seed`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute and serving dtype. On a CPU always float32 (bf16 can be 300 times slower)."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters only (model.lora.rank=16 …); null = all weights."""
     think: bool = True
     """Whether chains think before they answer: tags come from the tokenizer, else `<think>`, `</think>`."""
     system_prompt: str | None = None
@@ -190,13 +203,19 @@ class EvalConfig(Section):
     """Evaluation during the run, on the same server."""
 
     every: int = Field(0, ge=0)
-    """Steps between evaluations on val; 0 = none. Base and final are evaluated on test when this is above 0."""
+    """Steps between evaluations on val, from step 0 to the last; 0 = none. Above, base and final come on test, too."""
     problems: int = Field(64, ge=1)
     """Problems an evaluation."""
+    test_problems: int | None = Field(None, ge=1)
+    """Problems of the two evaluations on test; null = eval.problems."""
     samples: int = Field(1, ge=1)
     """Samples a problem."""
     budgets: list[int] = Field(default_factory=list)
     """Thinking caps to evaluate the base and the final policy at; empty = no cap."""
+    budgets_every: int = Field(0, ge=0)
+    """Steps between evaluations on test at these caps, besides base and final; 0 = none."""
+    controls: bool = False
+    """Also measure the base with patience forced on it and with many votes: what a gain beyond that owes to RL."""
 
 
 class SyncConfig(Section):
@@ -377,12 +396,19 @@ def nearest_key(wrong: str, kind: type[BaseModel]) -> str | None:
 
 
 def walk_fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every leaf field as (dotted key, pydantic FieldInfo), in the order they are written."""
+    """Every leaf field as (dotted key, pydantic FieldInfo), in the order they are written; a section that may be null
+    is a field itself and has fields."""
     out: list[tuple[str, Any]] = []
     for name, info in model.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            out += walk_fields(kind, f"{prefix}{name}.")
-        else:
+        kind = section_of(info.annotation)
+        if kind is not info.annotation:
             out.append((prefix + name, info))
+        if kind is not None:
+            out += walk_fields(kind, f"{prefix}{name}.")
     return out
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also where it may be null; None for a plain value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

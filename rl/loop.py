@@ -6,6 +6,7 @@ What is saved at the end of step n is all that step n + 1 needs; whatever a cras
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from rl.checkpoint import save_checkpoint
 from rl.evaluator import Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
+from rl.patience import VOTES
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rollout.client import ServerDown
 from rollout.collect import collect
 from rollout.queue import RolloutQueue
 from rollout.store import SampleStore, read
-from rollout.types import Chain, Group
+from rollout.types import Chain, Group, Sampler
 
 if TYPE_CHECKING:
     from rl.flops import ModelShape
@@ -86,6 +88,9 @@ class Trainer:
         if self._evaluates:
             await self._evaluate("base", "test", self.config.eval.budgets)
             await self._evaluate("step-0", "val", [])
+        if self._evaluates and self.config.eval.controls and self.version == 0:
+            await self._evaluate("base-votes", "test", [], VOTES)
+            await self._evaluated(self.evaluator.run_patient)
         queue = RolloutQueue(self.config.pipeline.max_staleness, self._produce, last_step=self.config.train.steps)
         try:
             for step in range(self.version + 1, self.config.train.steps + 1):
@@ -114,9 +119,11 @@ class Trainer:
         finally:  # the weights have moved: the step is recorded even if nobody will sample from them
             row["time/step"] = time.monotonic() - began
             self._record(step, groups, row)
-        last = step == self.config.train.steps
-        if self._evaluates and (last or step % self.config.eval.every == 0):
+        last, every = step == self.config.train.steps, self.config.eval
+        if self._evaluates and (last or step % every.every == 0):
             await self._evaluate(f"step-{step}", "val", [])
+        if self._evaluates and every.budgets_every and step % every.budgets_every == 0 and not last:
+            await self._evaluate(f"budgets-step-{step}", "test", every.budgets)
         if last or step % self.config.train.checkpoint_every == 0:
             self.save()
 
@@ -179,12 +186,15 @@ class Trainer:
         await self.stop.guard(self.backend.recover(str(error)))
         await self._push()
 
-    async def _evaluate(self, label: str, split: Split, budgets: list[int]) -> None:
+    async def _evaluate(self, label: str, split: Split, budgets: list[int], samples: int | None = None) -> None:
+        count = self.progress.evaluated
+        await self._evaluated(lambda s: self.evaluator.run_once(label, split, budgets, s, count, samples))
+
+    async def _evaluated(self, evaluation: Callable[[Sampler], Coroutine[Any, Any, str | None]]) -> None:
+        """Run an evaluation on whatever samples now, again where its server dies, and say what it found."""
         while True:
             try:
-                said = await self.stop.guard(
-                    self.evaluator.run_once(label, split, budgets, self.backend.sampler, self.progress.evaluated)
-                )
+                said = await self.stop.guard(evaluation(self.backend.sampler))
                 break
             except ServerDown as error:
                 await self._recover(error)

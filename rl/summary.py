@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewards.tasks import source_of
 from rl.build import Setup
-from rl.evaluator import describe, headline, read_cells
+from rl.changes import describe_changes, write_changes
+from rl.evaluation.axes import read_axes, summarise, verdicts
+from rl.evaluator import describe, headline, read_cells, read_groups
 from rl.metrics import read_metrics
 from rl.provenance import command, versions
 from rl.rundir import RunDir, write_json
 from rollout.evaluate import paired_gain
-from rollout.store import read
 from rollout.types import Group
 
 
@@ -37,10 +39,13 @@ def write_summary(setup: Setup, run: RunDir) -> None:
         summary |= {
             "base": _figure(headline(base)),
             "final": _figure(headline(final)),
-            "gain": paired_gain(_groups(run, "base"), _groups(run, "final")),
+            "gain": paired_gain(*(_headline_groups(setup, run, label) for label in ("base", "final"))),
             "budgets": {"base": base, "final": final},
         }
         print(f"base  {describe(headline(base))}\nfinal {describe(headline(final))}")
+        axes = read_axes([run.path])
+        summary["verdict"] = verdicts(axes)
+        print(*describe_changes(write_changes(setup, run)), *summarise(axes), sep="\n")
     write_json(run.summary, summary)
     print(f"{run.path}: {summary['steps']} steps in {summary['seconds']:.0f} s")
 
@@ -49,5 +54,8 @@ def _figure(cell: dict[str, Any]) -> dict[str, Any]:
     return {"pass@1": cell["pass@1"], "ci95": cell["ci95"]}
 
 
-def _groups(run: RunDir, label: str) -> list[Group]:
-    return [group for _, groups in read(run.eval / f"{label}.samples.jsonl.zst") for group in groups]
+def _headline_groups(setup: Setup, run: RunDir, label: str) -> list[Group]:
+    """The chains behind the headline figure: those of the first task."""
+    groups = read_groups(run, label)
+    first = source_of(setup.task, groups[0].problem)
+    return [group for group in groups if source_of(setup.task, group.problem) == first]

@@ -170,15 +170,19 @@ def test_a_refused_overwrite_loses_nothing(tmp_path) -> None:
 
 
 def test_evaluation_gives_base_final_and_a_paired_gain(tmp_path) -> None:
-    config = make_config(tmp_path, "eval", eval={"every": 1, "problems": 6}, train={"steps": 2})
-    run = run_once(config)
+    asked = {"every": 1, "problems": 6, "test_problems": 9, "budgets_every": 1}
+    run = run_once(make_config(tmp_path, "eval", eval=asked, train={"steps": 2}))
     summary = json.loads(run.summary.read_text())
     for name in ("base", "final", "gain"):
         low, high = summary[name]["ci95"]
         assert low <= summary[name]["pass@1"] <= high
-    assert {p.name for p in run.eval.glob("*.json")} == {"base.json", "step-1.json", "final.json"}
-    cell = json.loads((run.eval / "base.json").read_text())["cells"][0]
-    assert (cell["split"], cell["n_problems"], cell["task"]) == ("test", 6, "letters")
+    labels = {f"{name}.json" for name in ("base", "step-0", "step-1", "budgets-step-1", "step-2", "final", "changes")}
+    assert {p.name for p in run.eval.glob("*.json")} == labels
+    for label, split, count in [("base", "test", 9), ("step-0", "val", 6), ("step-2", "val", 6)]:
+        cell = json.loads((run.eval / f"{label}.json").read_text())["cells"][0]
+        assert (cell["split"], cell["n_problems"], cell["task"]) == (split, count, "letters")
+    assert summary["verdict"].keys() == {"train_axis", "thinking_axis"}
+    assert (run.path / "report.html").stat().st_size > 10_000
 
 
 def test_mismatch_past_ten_bounds_stops_before_the_update(tmp_path, monkeypatch) -> None:

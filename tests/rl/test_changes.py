@@ -1,0 +1,138 @@
+"""What RL changed: the anatomy by difficulty, and the controls that say what patience and votes would have given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rl.build import prepare
+from rl.changes import _votes, anatomy, describe_changes, write_changes
+from rl.config import parse_config
+from rl.evaluator import samples_path
+from rl.patience import claims_a_hit, patient_cells, patient_groups
+from rl.rundir import RunDir, write_json
+from rollout.store import SampleStore
+from rollout.types import Chain, Group
+from tests.fakes import FakeSampler
+
+ROOT = Path(__file__).parents[2]
+CONFIG = parse_config(
+    {
+        "model": {"path": str(ROOT / "configs/models/countdown-tiny")},
+        "task": "countdown?numbers=3",
+        "rollout": {"max_tokens": 96},
+        "budget": {"answer": 16},
+        "eval": {"every": 1, "problems": 4},
+    }
+)
+MISS, HIT = "1 + 1 = 2 ? 9 .", "4 + 5 = 9 ? 9 !"
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return prepare(CONFIG)
+
+
+class Verdicts:
+    """A pool that calls a response right where it holds `!`."""
+
+    async def score(self, chain_id, response, problem, spec, truncated=False, extras=None):
+        from rewards.types import Score
+
+        right = "!" in response
+        return Score(float(right), right, "ok" if right else "wrong")
+
+
+def policy(setup, texts: list[str]) -> FakeSampler:
+    """Says one text after the other, whatever it is asked."""
+    ids = [setup.template.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    left = iter(ids)
+    return FakeSampler(lambda prompt, params: next(left))
+
+
+async def base_group(setup, text: str) -> Group:
+    from rollout.budget import Budget, sample_with_budget
+    from rollout.sampling import SamplingParams
+
+    problem = setup.task.problem(0, "test")
+    params = SamplingParams(96, setup.template.stop_ids, seed=0)
+    prompt = setup.template.encode(problem.prompt)
+    chain = await sample_with_budget(
+        policy(setup, [text]), setup.template, "0/p/0", problem.id, prompt, params, Budget(None, 16), lambda s: s
+    )
+    return Group(problem, [chain])
+
+
+def test_only_the_last_attempt_counts_as_a_claim() -> None:
+    assert claims_a_hit(f"<think> {MISS} {HIT}")
+    assert not claims_a_hit(f"<think> {HIT} {MISS}")
+    assert not claims_a_hit("<think>")
+
+
+async def test_the_patient_base_goes_on_until_it_claims_a_hit(setup) -> None:
+    group = await base_group(setup, f"{MISS} </think> 1 + 1 <eos>")
+    sampler = policy(setup, [f"{MISS} </think> 1 + 1 <eos>", f"{HIT} </think> 4 + 5 <eos>"])
+    (patient,) = await patient_groups(setup, [group], sampler, Verdicts())
+    text = setup.template.response_text(patient.chains[0])
+    assert text.split() == f"<think> {MISS} {MISS} {HIT} </think> 4 + 5".split()
+    (cell,) = patient_cells(setup, [patient], "base-patient")
+    assert (cell["pass@1"], cell["task"], cell["model"]) == (1.0, "countdown?numbers=3", "base-patient")
+
+
+def scored(setup, group: Group, right: bool, difficulty: float = 3.0) -> Group:
+    from rewards.types import Score
+
+    score = Score(float(right), right, "ok" if right else "wrong")
+    chains = [chain.with_score(score) for chain in group.chains]
+    return Group(replace(group.problem, difficulty=difficulty), chains)
+
+
+async def test_anatomy_is_told_by_difficulty(setup) -> None:
+    short = scored(setup, await base_group(setup, "</think> 1 + 1 <eos>"), False)
+    long = scored(setup, await base_group(setup, f"{MISS} {MISS} </think> 1 + 1 <eos>"), True, 4.0)
+    found = anatomy([short, long], setup.template.response_text)
+    assert found["direct"] == 0.5
+    assert found["attempts"] == 1.0
+    assert found["repeated"] == 0.5  # of chains that tried at all
+    assert found["by_difficulty"]["3"] == pytest.approx({"tokens": 5, "pass@1": 0, "direct": 1, "attempts": 0})
+    assert found["by_difficulty"]["4"]["tokens"] == 21
+    assert found["by_difficulty"]["4"]["pass@1"] == 1
+
+
+def test_votes_are_taken_at_no_more_than_the_final_tokens() -> None:
+    cell = {
+        "majority@k": {"1": 0.2, "2": 0.25, "4": 0.3, "8": 0.35},
+        "pass@k": {"1": 0.2, "2": 0.3, "4": 0.5, "8": 0.7},
+        "tokens_mean": 40.0,
+        "n_problems": 100,
+    }
+    majority, best = _votes(cell, tokens=170.0)
+    assert (majority["pass@1"], majority["tokens_mean"]) == (0.3, 160.0)
+    assert (best["pass@1"], best["name"]) == (0.5, "base, best by the verifier of 4")
+    assert majority["ci95"][0] < 0.3 < majority["ci95"][1]
+    assert _votes(cell, tokens=10.0)[0]["tokens_mean"] == 40.0
+
+
+async def test_the_gain_beyond_patience_is_paired(setup, tmp_path) -> None:
+    run = RunDir(tmp_path / "run")
+    group = await base_group(setup, f"{MISS} </think> 1 + 1 <eos>")
+    for label, right in [("base", False), ("base-patient", True), ("final", True)]:
+        groups = [scored(setup, group, right)]
+        run.eval.mkdir(parents=True, exist_ok=True)
+        SampleStore(samples_path(run, label)).append(0, groups)
+        write_json(run.eval / f"{label}.json", {"cells": patient_cells(setup, groups, label)})
+    write_json(run.eval / "base-votes.json", {"cells": patient_cells(setup, [scored(setup, group, False)], "v")})
+    changes = write_changes(setup, run)
+    assert json.loads((run.eval / "changes.json").read_text()) == changes
+    assert changes["beyond_patience"]["pass@1"] == 0.0
+    assert [c["pass@1"] for c in changes["controls"]] == [1.0, 0.0, 0.0]
+    assert describe_changes(changes)[-1] == "gain beyond undone impatience: +0.000 [+0.000, +0.000]"
+
+
+def test_a_chain_in_other_words_has_tokens_alone(setup) -> None:
+    chain = Chain("c", "p", [1, 2], 1, [False, True], [0.0, -1.0], [(1, 0)], "stop")
+    found = anatomy([Group(replace(setup.task.problem(0, "test"), task="mine"), [chain])], lambda _: "so it is 4")
+    assert found["by_difficulty"]["3"] == {"pass@1": 0.0, "tokens": 1.0}
