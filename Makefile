@@ -6,10 +6,12 @@ bin := .venv/bin
 # The only address in this repository: where pip finds torch's CPU build when the configured index has none.
 export TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup environment lock test-fast test test-slow lint
+.PHONY: help setup environment lock demo axes test-fast test test-slow lint
 
 help:
 	@echo "make setup      the environment in .venv, from requirements/cpu.txt"
+	@echo "make demo       a base model learns to search longer, in a quarter of an hour, and a report of it"
+	@echo "make axes       both scaling axes measured properly (about 75 minutes), into docs/results/axes"
 	@echo "make test       everything that one vLLM server can serve (about ten minutes)"
 	@echo "make test-fast  only what needs no server (under two minutes)"
 	@echo "make test-slow  server faults, architectures, launches"
@@ -24,6 +26,22 @@ environment:
 
 lock: environment
 	@bash requirements/lock.sh
+
+# Without vLLM (macOS) the demo alone falls back to transformers, and says so; `ponder train` never switches by itself.
+demo: environment
+	@sampler=vllm; $(bin)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)" || { \
+	    sampler=transformers; echo "demo: vLLM is not installed, so chains are sampled with transformers"; }; \
+	$(bin)/ponder train configs/demo.yaml --overwrite sampler=$$sampler
+
+axes: environment
+	@$(bin)/ponder train configs/axes.yaml --overwrite
+	@for seed in 2 3; do \
+	    $(bin)/ponder train configs/demo.yaml --overwrite run.name=axes-seed-$$seed seed=$$seed eval.controls=false; \
+	done
+	@keep() { mkdir -p $$2/eval; cp $$1/config.yaml $$1/metrics.jsonl $$1/summary.json $$2/; cp $$1/eval/*.json $$2/eval/; }; \
+	keep runs/axes docs/results/axes; \
+	for seed in 2 3; do keep runs/axes-seed-$$seed docs/results/axes/seed-$$seed; done
+	@$(bin)/ponder scaling docs/results/axes
 
 test-fast: environment
 	@$(bin)/pytest -m "not vllm and not slow" --timeout 120
