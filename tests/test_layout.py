@@ -29,7 +29,7 @@ READING_PATH = (
     *("rollout/collect.py", "rl/advantages.py", "rl/losses.py", "rl/batch.py", "rl/learner.py", "rl/loop.py"),
 )
 TOP_LEVEL = {
-    *(".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"),
+    *(".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"),
     *("benchmarks", "configs", "docs", "examples", "requirements", "rewards", "rl", "rollout", "tests"),
 }
 
