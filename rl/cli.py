@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rl import train as train_module
-from rl.cli_axes import SCALING_EXAMPLE, scaling
+from rl.cli_axes import REPORT_EXAMPLE, SCALING_EXAMPLE, report, scaling
 from rl.cli_data import rewards_app, tasks_app
 from rl.exits import CheckFailed, run_command
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
 app.command("train", epilog=train_module.EPILOG)(train_module.train)
 app.command("scaling", epilog=SCALING_EXAMPLE)(scaling)
+app.command("report", epilog=REPORT_EXAMPLE)(report)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(config_app, name="config")

@@ -1,4 +1,4 @@
-"""`ponder scaling`: the two axes, fitted and drawn."""
+"""`ponder scaling` and `ponder report`: the two axes, fitted and drawn, and a run as one page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rl.evaluation.axes import Axes
 
 SCALING_EXAMPLE = "Example: ponder scaling runs/axes --x tokens --format svg"
+
+REPORT_EXAMPLE = "Example: ponder report runs/quickstart"
 
 
 class XName(StrEnum):
@@ -54,6 +56,16 @@ def scaling(
     if as_json:
         print(json.dumps(axes_json(axes), indent=1, allow_nan=False))
     print(*([] if as_json else summarise(axes)), *map(str, paths), sep="\n", file=sys.stderr if as_json else sys.stdout)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory, finished or not")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default: report.html in the run")] = None,
+) -> None:
+    """Write what a run did as one HTML file that needs nothing else: figures, axes, chains, configuration."""
+    from rl.report.build import build_report
+
+    print(build_report(run, out))
 
 
 def _prefix(out: Path | None, sources: list[Path]) -> Path:
