@@ -18,6 +18,8 @@ from rl.config import Config
 from rollout.prompt import find_stop_ids, read_json
 
 if TYPE_CHECKING:  # torch loads where weights are touched
+    from torch import Tensor
+
     from rl.learner import Learner
 
 SMALL_MODEL = 10_000_000  # parameters
@@ -118,13 +120,24 @@ def restored(learner: Learner) -> Iterator[None]:
                 p.copy_(old)
 
 
-def add_noise(learner: Learner, size: float, seed: int) -> None:
-    """Noise on every parameter, relative to its mean magnitude; on those that are all zero (biases) absolute."""
+def adapters(learner: Learner) -> dict[str, list[Tensor]]:
+    """The parameters of each LoRA adapter by the name of the layer that it sits on; none without LoRA."""
+    from rl.flops import is_adapter
+
+    found: dict[str, list[Tensor]] = {}
+    for name, p in learner.policy.named_parameters():
+        if is_adapter(name):
+            found.setdefault(name.partition(".lora_")[0], []).append(p)
+    return found
+
+
+def add_noise(weights: Iterable[Tensor], size: float, seed: int) -> None:
+    """Noise on some parameters, relative to their mean magnitude; on those that are all zero (biases) absolute."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in learner.policy.parameters():
+        for p in weights:
             noise = torch.randn(p.shape, generator=generator).to(p)
             p.add_(noise * size * (float(p.abs().mean()) or 1.0))
 

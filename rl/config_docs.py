@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from rl.config import Config, walk_fields
+from rl.config import Config, section_of, walk_fields
 
 HEADER = """# Configuration
 
@@ -34,9 +34,11 @@ def configuration_markdown() -> str:
 
 
 def _section_doc(name: str) -> str:
-    kind = Config.model_fields[name].annotation
-    assert isinstance(kind, type)
-    assert issubclass(kind, BaseModel)
+    kind: type[BaseModel] | None = Config
+    for part in name.split("."):
+        assert kind is not None
+        kind = section_of(kind.model_fields[part].annotation)
+    assert kind is not None
     return " ".join((kind.__doc__ or "").split())
 
 
@@ -47,6 +49,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type_name(arg) for arg in get_args(annotation))
+    if section_of(annotation) is not None:
+        return "section"
     return annotation.__name__ if get_origin(annotation) is None else str(annotation).replace("typing.", "")
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+
+from rl.attention import VarlenPlan
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,61 @@ class ModelShape:
     linear: int  # weights of all linear layers but the head: each works on every token
     head: int  # weights of the output head, hidden x vocabulary
     attention: int  # layers x heads x head size
+    adapters: int = 0  # weights of LoRA's A and B, beside the layers they sit on
+    skipped: int = 0  # weights without a gradient of their own, and again those whose input has none
+    frozen_head: bool = False
 
     @classmethod
     def of(cls, model: Any) -> ModelShape:
-        """The shape of a transformers causal language model."""
+        """The shape of a transformers causal language model, as it would train now."""
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        adapters = sum(m.weight.numel() for name, m in layers.items() if is_adapter(name))
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cls(linear, head.weight.numel(), config.num_hidden_layers * config.num_attention_heads * head_dim)
+        return cls(
+            linear=sum(m.weight.numel() for m in layers.values()) - adapters,
+            head=head.weight.numel(),
+            attention=config.num_hidden_layers * config.num_attention_heads * head_dim,
+            adapters=adapters,
+            skipped=_skipped(model, layers.values()),
+            frozen_head=not head.weight.requires_grad,
+        )
+
+    @property
+    def served(self) -> ModelShape:
+        """The model that samples: what adapters add is merged into the layers they sit on."""
+        return replace(self, adapters=0)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a module or parameter of that dotted name belongs to a LoRA adapter (peft's naming)."""
+    return ".lora_" in name
+
+
+@torch.enable_grad()
+def _skipped(model: Any, layers: Iterable[nn.Linear]) -> int:
+    """Matrix products that the backward pass need not do, in weights.
+
+    A frozen layer has no weight gradient; one whose input no trained parameter has touched has no input gradient,
+    which one token's forward pass shows.
+    """
+    layers = list(layers)
+    frozen = sum(m.weight.numel() for m in layers if not m.weight.requires_grad)
+    if not frozen:
+        return 0  # the embedding is trained, so that every input has a gradient
+    untouched: list[nn.Linear] = []
+
+    def look(module: nn.Linear, args: tuple[torch.Tensor]) -> None:
+        if not args[0].requires_grad:
+            untouched.append(module)
+
+    hooks = [m.register_forward_pre_hook(look) for m in layers]
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model.base_model(input_ids=ids, position_ids=ids, use_cache=False, varlen=VarlenPlan(ids.new_tensor([0, 1]), [1]))
+    for hook in hooks:
+        hook.remove()
+    return frozen + sum(m.weight.numel() for m in untouched)
 
 
 def forward_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, causal: bool = True) -> float:
@@ -40,13 +88,30 @@ def forward_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, c
     skipping compute and as torch's FlopCounterMode counts every kernel.
     """
     lengths = list(lengths)
-    pairs = sum(n * (n + 1) / 2 if causal else n * n for n in lengths)
-    return 2.0 * shape.linear * sum(lengths) + 2.0 * shape.head * head_tokens + 4.0 * shape.attention * pairs
+    linear = shape.linear + shape.adapters
+    return 2.0 * (linear * sum(lengths) + shape.head * head_tokens + 2 * shape.attention * _pairs(lengths, causal))
+
+
+def backward_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, causal: bool = True) -> float:
+    """The backward pass: two products (by weight, by input) for each of the forward pass, less those that LoRA spares.
+
+    Attention counts in full in every layer, also in one below the first adapter.
+    """
+    lengths = list(lengths)
+    linear = 2 * (shape.linear + shape.adapters) - shape.skipped
+    head = shape.head * (1 if shape.frozen_head else 2)
+    return 2.0 * (linear * sum(lengths) + head * head_tokens + 4 * shape.attention * _pairs(lengths, causal))
 
 
 def training_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, checkpointing: bool = False) -> float:
-    """Forward and backward: three times the forward pass, four with gradient checkpointing."""
-    return (4.0 if checkpointing else 3.0) * forward_flops(shape, lengths, head_tokens)
+    """Forward and backward: three times the forward pass where all is trained; with checkpointing one forward more."""
+    lengths = list(lengths)
+    forward = forward_flops(shape, lengths, head_tokens)
+    return (2 if checkpointing else 1) * forward + backward_flops(shape, lengths, head_tokens)
+
+
+def _pairs(lengths: Iterable[int], causal: bool) -> float:
+    return sum(n * (n + 1) / 2 if causal else n * n for n in lengths)
 
 
 def rollout_flops(shape: ModelShape, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> float:
@@ -57,7 +122,7 @@ def rollout_flops(shape: ModelShape, prompt_lengths: Sequence[int], lengths: Seq
     counted for each chain.
     """
     sampled = sum(lengths) - sum(prompt_lengths)
-    return forward_flops(shape, [n - 1 for n in lengths], sampled)
+    return forward_flops(shape.served, [n - 1 for n in lengths], sampled)
 
 
 def measure_peak_gflops(

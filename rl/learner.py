@@ -24,7 +24,7 @@ from rl.advantages import group_norm
 from rl.batch import Estimator, MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
 from rl.config import TrainConfig
 from rl.correction import Correction, no_correction, token_correction, usable
-from rl.flops import ModelShape, forward_flops, measure_peak_gflops
+from rl.flops import ModelShape, forward_flops, measure_peak_gflops, training_flops
 from rl.kl import k3
 from rl.losses import LossInputs, LossOutputs, aggregate, clip_loss, diagnose, masked, token_weights
 from rl.model import policy_logprobs
@@ -55,10 +55,6 @@ class Tally:
         """Add to the named sums; tensors stay on their device."""
         for name, value in values.items():
             self.sums[name] = self.sums[name] + (value.detach() if isinstance(value, Tensor) else value)
-
-    def add_pass(self, shape: ModelShape, micro: MicroBatch, passes: int) -> None:
-        """Count the work of one micro-batch: passes = 1 forward, 3 training, 4 training with checkpointing."""
-        self.add(flops=passes * forward_flops(shape, micro.lengths, len(micro.rows)))
 
     def total(self, name: str) -> float:
         """One sum, 0 where nothing was added."""
@@ -103,7 +99,7 @@ class Learner:
         dtype: str = "float32",
     ) -> None:
         """`total_steps` is the whole run's, for the decay; `reference` is needed where the objective has a KL term.
-        With dtype bfloat16 the policy is given in fp32 and computes under autocast."""
+        With dtype bfloat16 the policy's trained parameters are given in fp32 and it computes under autocast."""
         if objective.needs_reference and reference is None:
             raise ValueError("objective.kl_weight > 0 needs a reference model")
         torch.set_num_threads(train.threads or _cores())
@@ -114,9 +110,8 @@ class Learner:
         )
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
-        )
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.policy, self.optimizer = self.accelerator.prepare(policy.train(), optimizer)
         self.reference = None
         if objective.needs_reference and reference is not None:
@@ -176,7 +171,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""
-        names = [name for name, _ in self.policy.named_parameters()]
+        names = [name for name, _ in self._trained()]
         state = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
         for index, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{key}.{names[index]}": value for key, value in values.items()}
@@ -187,7 +182,7 @@ class Learner:
         plain = self.optimizer.state_dict()
         plain["state"] = {}
         updated = any(key.startswith("optimizer.") for key in state)  # not before the first optimizer step
-        for index, (name, parameter) in enumerate(self.policy.named_parameters() if updated else ()):
+        for index, (name, parameter) in enumerate(self._trained() if updated else ()):
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             found = {key: state[full].clone() for key, full in keys.items() if full in state}
             if len(found) < len(keys) or found["exp_avg"].shape != parameter.shape:
@@ -195,6 +190,10 @@ class Learner:
             plain["state"][index] = found
         self.optimizer.load_state_dict(plain)
         self.updates_due, self.nonfinite_in_a_row = state["learner.counters"].tolist()
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """What the optimizer holds, in its order."""
+        return [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
 
     def prepare(self, batch: TrainBatch) -> StepState:
         """A batch on the learner's device, with nothing scored yet (NaN)."""
@@ -216,7 +215,8 @@ class Learner:
             loss = self._loss(state, micro, logprobs, denominator)
             self.accelerator.backward(loss)
             total = total + loss.detach()
-            state.tally.add_pass(self.shape, micro, 4 if self.train.gradient_checkpointing else 3)
+            recomputes = self.train.gradient_checkpointing
+            state.tally.add(flops=training_flops(self.shape, micro.lengths, len(micro.rows), recomputes))
         return float(total)
 
     def _loss(self, state: StepState, micro: MicroBatch, logprobs: Tensor, denominator: float) -> Tensor:
@@ -275,7 +275,8 @@ class Learner:
             work.append((self.reference, state.batch.sequences, state.ref, torch.empty_like(state.ref)))
         for model, part, logprobs, entropy in work:
             for micro in self._write_scores(model, state.batch, part, logprobs, entropy):
-                state.tally.add_pass(self.shape, micro, passes=1)
+                shape = self.shape if model is self.policy else self.shape.served
+                state.tally.add(flops=forward_flops(shape, micro.lengths, len(micro.rows)))
 
     @torch.no_grad()
     def _write_scores(

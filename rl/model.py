@@ -1,7 +1,12 @@
-"""Loading and saving the policy: local Hugging Face directories, safetensors only, every load names its dtype."""
+"""Loading and saving the policy: local Hugging Face directories, safetensors only, every load names its dtype.
+
+With LoRA (Hu et al. 2021) the adapters lie on the layers of a plain transformers model, through peft, so that nothing
+else has to know: what trains is what has `requires_grad`, and what is pushed or saved is merged by `rl.sync`.
+"""
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -17,7 +23,10 @@ from transformers.utils import logging as transformers_logging
 from rewards.errors import BadInput
 from rl import attention as varlen
 from rl.batch import MicroBatch
+from rl.config import LoraConfig
+from rl.flops import is_adapter
 from rl.logprobs import CHUNK_ELEMENTS, head_logprobs
+from rl.sync import ModuleSource
 from rollout.prompt import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,6 +34,11 @@ FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 COPIED_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
                 "chat_template*", "generation_config.json")  # fmt: skip
 """What belongs to a model directory besides its config and its weights."""
+
+ADAPTER = "adapter"
+"""Directory of the LoRA adapter, in peft's own format, in a saved model."""
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before the names of parameters in its files."""
 
 
 def load_policy(
@@ -83,7 +97,7 @@ def has_weights(path: str | Path) -> bool:
 
 def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: str | Path) -> None:
     """Write a directory that plain transformers and vLLM load: safetensors and config, and the tokenizer files and
-    generation_config of the source, copied as they are.
+    generation_config of the source, copied as they are. A LoRA adapter is merged in, and saved alone in `adapter/`.
 
     Raises BadInput where the directory can't be written (disk full).
     """
@@ -94,7 +108,12 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _quiet():
-            model.save_pretrained(directory)
+            if is_adapted(model):
+                _save_adapter(model, directory / ADAPTER)
+                merged = ModuleSource(model, model.dtype).tensors()
+                model.save_pretrained(directory, state_dict={name: tensor.cpu() for name, tensor in merged})
+            else:
+                model.save_pretrained(directory)
         for pattern in COPIED_FILES:
             for file in Path(tokenizer_source).glob(pattern):
                 if file.is_file() and file.suffix != ".safetensors":
@@ -124,6 +143,105 @@ def policy_logprobs(
     hidden = body.last_hidden_state[0].index_select(0, micro.predictors)
     head = model.get_output_embeddings()
     return head_logprobs(hidden, head.weight, targets, temperature, getattr(head, "bias", None), chunk_elements)
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model over the same tensors, to be taken before adapters are put on: the reference, at no memory."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def add_adapter(
+    model: PreTrainedModel, lora: LoraConfig, seed: int, base: str, checkpoint: str | Path | None = None
+) -> None:
+    """Freeze a model and put fp32 LoRA adapters on it: of a checkpoint, else as peft starts them, from `seed`.
+
+    `base` is the name of the model under the adapter, for the adapter's files. Raises BadInput for a target that can't
+    be adapted, or a checkpoint's adapter of another shape.
+    """
+    import peft
+
+    names = sorted({name.rpartition(".")[2] for name in adapted_layers(model, lora)})
+    wanted = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=names if lora.targets == "all-linear" else list(lora.targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(wanted, model)
+    for parameter in _trained(model):
+        parameter.data = parameter.data.float()
+    if checkpoint is not None:
+        _load_adapter(model, Path(checkpoint) / ADAPTER)
+
+
+def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
+    """The linear layers that `model.lora.targets` names, by their full names; the model may lie on the meta device.
+
+    Raises BadInput for a target that is not there, is no linear layer, or is the head or the embedding.
+    """
+    head = model.get_output_embeddings()
+    plain = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if lora.targets == "all-linear":
+        return plain
+    found: dict[str, nn.Linear] = {}
+    for target in lora.targets:
+        named = {name: m for name, m in model.named_modules() if name == target or name.endswith(f".{target}")}
+        if not named:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in plain}))
+            raise BadInput(f"model.lora.targets: the model has no {target!r}; choose among {known}, or all-linear")
+        refused = [name for name in named if name not in plain]
+        if refused:
+            raise BadInput(
+                f"model.lora.targets: {refused[0]} is no linear layer of the model's body, and adapters go on nothing "
+                "else (not on embedding and head, which may be one tensor); leave it out"
+            )
+        found |= {name: plain[name] for name in named}
+    return found
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model carries LoRA adapters."""
+    return any(is_adapter(name) for name, _ in model.named_parameters())
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _save_adapter(model: PreTrainedModel, directory: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    config = copy.copy(next(iter(model.peft_config.values())))
+    config.target_modules = sorted(config.target_modules)  # a set, whose order would differ from run to run
+    config.inference_mode = True  # as peft's own save_pretrained has it: who loads it, by default does not train it
+    config.save_pretrained(str(directory))
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file(
+        {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        directory / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Take over saved adapters, which must be exactly those that the model carries."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    try:
+        saved = load_file(directory / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{directory} can't be read: {_one_line(error)}; was the run made without model.lora?") from None
+    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise BadInput(f"{directory} holds other adapters than model.lora asks for; resume with the run's own settings")
+    set_peft_model_state_dict(model, tensors)
 
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:

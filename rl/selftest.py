@@ -36,6 +36,8 @@ from rollout.sampling import SamplingParams
 from rollout.types import Chain
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rl.learner import Learner
 
 TEMPERATURES = (0.7, 1.0)
@@ -56,6 +58,7 @@ class Report:
     unpushed_seen: bool = False
     stop_ids: bool = False
     gaps: dict[str, Gaps] = field(default_factory=dict)  # before and after the push of a change
+    modules: dict[str, float] = field(default_factory=dict)  # LoRA: the gap after a push that changes one layer alone
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -122,6 +125,7 @@ class Selftest:
     async def run(self) -> Report:
         """All of them."""
         await self.check_pushes()
+        await self.check_modules()
         await self.check_steps()
         await self.check_stop_ids()
         return self.report
@@ -136,7 +140,7 @@ class Selftest:
         await self.push()
         before = await self.measure()
         with agreement.restored(self.learner):
-            self._change_visibly()
+            self._change_visibly(list(self.learner.policy.parameters()))
             unpushed = await self.measure()
             await self.push()
             after = await self.measure()
@@ -153,17 +157,36 @@ class Selftest:
             "without a push, so their agreement proves nothing",
         )
 
+    async def check_modules(self) -> None:
+        """With LoRA: that each adapted layer alone moves the learner, and by a push the sampler to the same place."""
+        for name, weights in agreement.adapters(self.learner).items():
+            with agreement.restored(self.learner):
+                alive = self._change_visibly(weights)
+                await self.push()
+                prompt = self.prompts[0][-SHORT_PROMPT:]
+                chains = await gather_all(self._decode(prompt, TOKENS, seed) for seed in range(2))
+                self.report.modules[name] = gap = worst(self._distances(chains, 1.0))
+            self.report.require(alive, f"the adapter of {name} can change and the learner does not move: it is dead")
+            self.report.require(
+                gap <= self.bound, f"the adapter of {name} does not reach the sampler: {gap:.1e} off when it changes"
+            )
+        await self.push()
+
     async def measure(self) -> Gaps:
         """How far server and learner are apart on freshly decoded tokens."""
         gaps: Gaps = {"short": {}, "long": {}, "repeated": {}}
         for temperature in TEMPERATURES:
             self.chains = await self._sample(temperature)
-            learner = self.learner.score_logprobs(self.chains, temperature)
-            server = [np.asarray(chain.sampler_logprobs)[chain.prompt_len :] for chain in self.chains]
-            each = [float(np.abs(a.numpy() - b).mean()) for a, b in zip(learner, server, strict=True)]
+            each = self._distances(self.chains, temperature)
             *short, gaps["long"][temperature], gaps["repeated"][temperature] = each
             gaps["short"][temperature] = worst(short)
         return gaps
+
+    def _distances(self, chains: list[Chain], temperature: float) -> list[float]:
+        """Mean |server - learner| of each chain, nats."""
+        learner = self.learner.score_logprobs(chains, temperature)
+        server = [np.asarray(chain.sampler_logprobs)[chain.prompt_len :] for chain in chains]
+        return [float(np.abs(a.numpy() - b).mean()) for a, b in zip(learner, server, strict=True)]
 
     async def _sample(self, temperature: float) -> list[Chain]:
         """Short prompts, a long one that is new each time, and one that is the same each time."""
@@ -181,14 +204,15 @@ class Selftest:
         params = SamplingParams(tokens, stop_ids, seed, temperature)
         return await start_chain(self.backend.sampler, "selftest", "selftest", prompt, params)
 
-    def _change_visibly(self) -> None:
-        """Noise on every weight, more until the learner's own log-probabilities move well beyond the bound."""
+    def _change_visibly(self, weights: list[Tensor]) -> bool:
+        """Noise on some weights, more until the learner's own log-probabilities move well beyond the bound: whether."""
         old = self.learner.score_logprobs(self.chains)
         for attempt in range(6):
-            agreement.add_noise(self.learner, NOISE * 2**attempt, seed=attempt)
+            agreement.add_noise(weights, NOISE * 2**attempt, seed=attempt)
             new = self.learner.score_logprobs(self.chains)
             if np.mean([(a - b).abs().mean() for a, b in zip(old, new, strict=True)]) > 5 * self.bound:
-                return
+                return True
+        return False
 
     async def _explain(self, before: Gaps, unpushed: Gaps, after: Gaps) -> None:
         """A reason for each cause that the figures show, once."""
@@ -289,6 +313,8 @@ def print_report(report: Report, bound: float, mismatch_bound: float) -> None:
             figures = ", ".join(f"{gap:.1e}" for gap in by_temperature.values())
             table.add_row(f"{when} a push, {kind} prompts *", figures, f"at most {bound:.0e}")
     table.add_row("a change that is not pushed is seen", str(report.unpushed_seen), "True")
+    for name, gap in report.modules.items():
+        table.add_row(f"a push that changes {name} alone", f"{gap:.1e}", f"at most {bound:.0e}")
     table.add_row("mismatch_kl/fresh on the run's chains", f"{report.mismatch:.1e}", f"at most {mismatch_bound:.0e}")
     table.add_row("largest ratio at learning rate 0", f"{report.ratio_max:.7f}", "1")
     table.add_row("stop ids honoured and complete", str(report.stop_ids), "True")

@@ -13,12 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rewards.errors import BadInput, Fault
+from rl.flops import is_adapter
 from rl.kl import k3
 from rollout.control import ServerControl
 
@@ -26,7 +27,8 @@ Manifest = list[tuple[str, str, tuple[int, ...]]]
 
 # torch dtype name -> (safetensors name, bytes an element)
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
-WRAPPERS = {"_checkpoint_wrapped_module", "module", "_orig_mod"}  # activation checkpointing, DDP, torch.compile
+WRAPPERS = {"_checkpoint_wrapped_module", "module", "_orig_mod", "base_layer"}
+"""Parts of names that wrappers add: activation checkpointing, DDP, torch.compile, LoRA."""
 FILES = "ponder-*.safetensors*"
 
 
@@ -46,7 +48,8 @@ class ModuleSource:
     """A WeightSource over a plain nn.Module, sent in `dtype` (the one that is served).
 
     A head that really shares its embedding's tensor appears once, as in `named_parameters()`; one that merely could be
-    tied is sent, else the server would keep its old one.
+    tied is sent, else the server would keep its old one. A layer under a LoRA adapter is sent merged, as
+    W + scale * B A (Hu et al. 2021, equation 3) in fp32 or better, cast once; the module itself is left as it is.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -55,11 +58,23 @@ class ModuleSource:
 
     def manifest(self) -> Manifest:
         dtype = str(self._dtype).removeprefix("torch.")
-        return [(hf_name(name), dtype, tuple(p.shape)) for name, p in self._module.named_parameters()]
+        return [(hf_name(name), dtype, tuple(p.shape)) for name, p in self._parameters()]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._module.named_parameters():
-            yield hf_name(name), parameter.detach().to(self._dtype)
+        for name, parameter in self._parameters():
+            yield hf_name(name), self._merged(name, parameter).to(self._dtype)
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self._module.named_parameters() if not is_adapter(name))
+
+    @torch.no_grad()
+    def _merged(self, name: str, parameter: nn.Parameter) -> Tensor:
+        owner, found, rest = name.partition(".base_layer.")
+        if not found or rest != "weight":
+            return parameter.detach()
+        layer: Any = self._module.get_submodule(owner)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), parameter.detach().to(wide))
 
 
 @dataclass(frozen=True)
