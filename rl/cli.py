@@ -100,31 +100,35 @@ def serve(config: str, overrides: Overrides = None) -> None:
 )
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_URL")],
-    task: Annotated[list[str], typer.Option(help="task string; may be given several times")],
+    task: Annotated[list[str], typer.Option(help="task string; several: again, or between commas")],
     problems: Annotated[int, typer.Option(min=1, help="problems of each task")] = 256,
     split: Annotated[SplitName, typer.Option(help="which problems")] = SplitName.test,
     k: Annotated[str, typer.Option(help="k of pass@k; the largest is the number of samples a problem")] = "1",
-    budget: Annotated[str, typer.Option(help="thinking caps in tokens, comma separated; empty = no cap")] = "",
-    prompt: Annotated[str, typer.Option(help="cot, direct, comma separated")] = "cot",
+    budget: Annotated[str, typer.Option(help="thinking caps in tokens, comma separated; none or empty = no cap")] = "",
+    prompt: Annotated[str, typer.Option(help="cot, direct, fewshot, comma separated")] = "cot",
+    shots: Annotated[int, typer.Option(min=1, help="worked examples of a fewshot prompt, from train")] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="0 = greedy")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="tokens after the prompt, thinking and answer")] = 512,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="tokens of a chain; default: 512, or the largest budget and the answer")
+    ] = None,
     answer: Annotated[int, typer.Option(min=1, help="of these, tokens for the answer behind a forced close")] = 64,
     reward: Annotated[str | None, typer.Option(help="reward to score with; default: the task's own")] = None,
     sampler: Annotated[SamplerName, typer.Option(help="what generates")] = SamplerName.vllm,
     think: Annotated[bool, typer.Option(help="whether chains think first; a run knows, others are taken to")] = True,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer directory, for a URL")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the cells")] = None,
+    out: Annotated[Path | None, typer.Option(help="F.json for the cells; every chain goes beside it")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the chains beside --out")] = False,
     json: AsJson = False,
 ) -> None:
     """Score a model directory, a run's newest checkpoint or a server: pass@k with intervals, by thinking budget."""
-    from rl.evalcommand import EvalRequest, parse_list, parse_prompts, run_eval
+    from rl.evalcommand import EvalRequest, parse_budgets, parse_list, parse_prompts, parse_tasks, run_eval
 
     request = EvalRequest(
-        target=target, tasks=tuple(task), problems=problems, split=split.value, ks=parse_list(k, "--k") or (1,),
-        budgets=parse_list(budget, "--budget") or (None,), prompts=parse_prompts(prompt), temperature=temperature,
-        max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler.value, think=think,
-        tokenizer=tokenizer, seed=seed, out=out, as_json=json,
+        target=target, tasks=parse_tasks(task), problems=problems, split=split.value,
+        ks=parse_list(k, "--k", 1) or (1,), budgets=parse_budgets(budget), prompts=parse_prompts(prompt), shots=shots,
+        temperature=temperature, max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler.value,
+        think=think, tokenizer=tokenizer, seed=seed, out=out, resume=resume, as_json=json,
     )  # fmt: skip
     run_eval(request)
 

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import hashlib
 import json
-import os
-import secrets
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import httpx
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from rewards.errors import BadInput
+from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
-from rewards.tasks import Task, load_task
+from rewards.tasks import Task, is_task, load_task
 from rewards.tasks.mixture import qualified
 from rewards.types import Problem, Split
 from rl.build import model_context
-from rl.checkpoint import latest_checkpoint
+from rl.evaltarget import Target, open_sampler, resolve_target
+from rl.exits import Stopped, StopSignal
+from rl.progress import ChainProgress
 from rl.provenance import result_file
-from rl.rundir import RunDir, open_run, write_json
-from rollout.client import VllmClient
-from rollout.evaluate import evaluate
-from rollout.prompt import Style, Template
-from rollout.server.argv import ServerSpec
-from rollout.server.hardware import probe
-from rollout.server.middleware import KEY_VARIABLE
-from rollout.server.process import ServerProcess, free_port
-from rollout.types import Sampler
+from rl.rundir import write_json
+from rollout.client import ServerDown
+from rollout.evalstore import EvalStore, answer_all, unanswered
+from rollout.evaluate import make_cells
+from rollout.examine import Examiner, Plan, Question, make_questions
+from rollout.prompt import Shot, Style, Template
 
 PLAIN_WIDTH = 140
 """Columns of the table in a file or a pipe."""
+
+MAX_TOKENS = 512
+"""Tokens of a chain where neither --max-tokens nor a budget asks for more."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,9 @@ class EvalRequest:
     ks: tuple[int, ...]
     budgets: tuple[int | None, ...]
     prompts: tuple[Style, ...]
+    shots: int
     temperature: float
-    max_tokens: int
+    max_tokens: int | None
     answer: int
     reward: str | None
     sampler: str
@@ -61,25 +58,37 @@ class EvalRequest:
     tokenizer: Path | None
     seed: int
     out: Path | None
+    resume: bool
     as_json: bool
 
+    def plan(self) -> Plan:
+        """How each problem is asked. Raises BadInput for what does not fit together."""
+        if self.temperature == 0 and max(self.ks) > 1:
+            raise BadInput(f"--temperature 0 gives the same chain {max(self.ks)} times; use --k 1, or a temperature")
+        if "fewshot" in self.prompts and self.split == "all":
+            raise BadInput("--prompt fewshot takes its examples from train, which --split all asks; use test or val")
+        needed = max((b + self.answer for b in self.budgets if b is not None), default=0)
+        if self.max_tokens is not None and self.max_tokens < needed:
+            raise BadInput(
+                f"the largest --budget and --answer {self.answer} need {needed} tokens, --max-tokens is "
+                f"{self.max_tokens}; raise it, or leave it out"
+            )
+        max_tokens = self.max_tokens or max(MAX_TOKENS, needed)
+        return Plan(max(self.ks), self.temperature, self.budgets, max_tokens, self.answer, self.seed)
 
-@dataclass(frozen=True)
-class Target:
-    """What is evaluated: a name for the cells, a directory with config and tokenizer, maybe a server that has it."""
 
-    name: str
-    path: str
-    url: str | None
-    think: bool
+def parse_list(text: str, option: str, least: int) -> tuple[int, ...]:
+    """`1,4` -> (1, 4), each at `least` that. Raises BadInput."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
+        raise BadInput(f"{option} {text!r} is not a comma-separated list of whole numbers, {least} or more")
+    return tuple(map(int, parts))
 
 
-def parse_list(text: str, option: str) -> tuple[int, ...]:
-    """`1,4` -> (1, 4). Raises BadInput."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise BadInput(f"{option} {text!r} is not a comma-separated list of whole numbers") from None
+def parse_budgets(text: str) -> tuple[int | None, ...]:
+    """`0,64,none` -> (0, 64, None); nothing -> (None,): no cap. Raises BadInput."""
+    parts = [part.strip() for part in text.split(",") if part.strip()] or ["none"]
+    return tuple(dict.fromkeys(None if part == "none" else parse_list(part, "--budget", 0)[0] for part in parts))
 
 
 def parse_prompts(text: str) -> tuple[Style, ...]:
@@ -88,57 +97,86 @@ def parse_prompts(text: str) -> tuple[Style, ...]:
     for name in names:
         if name not in get_args(Style):
             raise BadInput(f"--prompt {name!r} is none of {', '.join(get_args(Style))}")
-    return names  # type: ignore[return-value]
+    return tuple(dict.fromkeys(names))  # type: ignore[arg-type]
+
+
+def parse_tasks(texts: list[str]) -> tuple[str, ...]:
+    """Task strings, one each or several between commas where each part is one. Raises BadInput for one given twice."""
+    found: list[str] = []
+    for text in texts:
+        parts = text.split(",")
+        found += parts if all(map(is_task, parts)) and not Path(text).exists() else [text]
+    for name in found:
+        if found.count(name) > 1:
+            raise BadInput(f"--task {name} is given twice")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a request comes to: every question, and the task and the reward of each problem (by its id)."""
+
+    questions: list[Question]
+    task_of: dict[str, Task]
+    spec_of: dict[str, Any]
+
+    def digest(self) -> str:
+        """A fingerprint of prompts, problems and rewards."""
+        rows = [[q.style, q.prompt_ids, asdict(q.problem), self.spec_of[q.problem.id]] for q in self.questions]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def run_eval(request: EvalRequest) -> None:
     """Evaluate and report; everything that can be refused is refused before a server starts."""
+    if request.resume and request.out is None:
+        raise BadInput("--resume goes on with the chains beside --out F.json; name it")
+    plan = request.plan()
     tasks = [load_task(spec, seed=request.seed) for spec in request.tasks]
-    chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
-    task_names = {problem.id: task.name for problem, task in chosen}
-    spec_of = {problem.id: request.reward or problem.reward or task.reward for problem, task in chosen}
-    target = resolve_target(request)
+    target = resolve_target(request.target, request.sampler, request.think, request.tokenizer)
     template = Template.load(target.path, think=target.think)
-    cells = asyncio.run(_evaluate(request, target, template, [problem for problem, _ in chosen], spec_of, task_names))
-    result = result_file(cells)
-    if request.out is not None:
-        write_json(request.out, result)
-    if request.as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(cells))
+    for style in request.prompts:
+        plan.of(style).check(template)
+    exam = make_exam(request, tasks, template)
+    asked = {} if request.out is None else what_was_asked(request, target, plan, exam)
+    kept = EvalStore(samples_file(request.out), asked, request.resume)
+    asyncio.run(_answer(request, target, template, plan, exam, kept))
+    cells = make_cells(
+        [kept.groups[q.style, q.problem.id] for q in exam.questions], plan, lambda p: exam.task_of[p.id].name,
+        text_of=template.response_text, ks=request.ks, model=target.name, split=request.split,
+    )  # fmt: skip
+    report(result_file(cells), request)
 
 
-def resolve_target(request: EvalRequest) -> Target:
-    """A URL, a run directory (its newest checkpoint) or a model directory. Raises BadInput."""
-    text = request.target
-    if text.startswith(("http://", "https://")):
-        path = str(request.tokenizer) if request.tokenizer is not None else _served_model(text)
-        return Target(name=text, path=path, url=text, think=request.think)
-    if RunDir(Path(text)).config.is_file():
-        run, config = open_run(Path(text))
-        found = latest_checkpoint(run.checkpoints, lambda line: print(f"ponder: {line}", file=sys.stderr))
-        if found is None:
-            raise BadInput(f"{text} is a run without a checkpoint; let it reach train.checkpoint_every steps")
-        return Target(f"{text}@{found.step}", str(found.path), None, config.model.think and request.think)
-    model_context(text)
-    return Target(name=text, path=text, url=None, think=request.think)
+def samples_file(out: Path | None) -> Path | None:
+    """Where the chains of --out F.json are kept: F.samples.jsonl.zst."""
+    return None if out is None else out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
 
 
-def _served_model(url: str) -> str:
-    """The model directory that a vLLM server names as its root."""
-    try:
-        answer = httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {_key()}"}, trust_env=False)
-        return str(answer.raise_for_status().json()["data"][0]["root"])
-    except (httpx.HTTPError, KeyError, ValueError) as error:
-        raise BadInput(f"{url} does not tell which model it serves ({error}); give --tokenizer DIRECTORY") from None
+def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> Exam:
+    """The problems of all tasks in all prompt styles. Raises BadInput for a prompt that the model can't read."""
+    chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
+    task_of = {problem.id: task for problem, task in chosen}
+    few = "fewshot" in request.prompts
+    shots = {task.name: worked_examples(task, request.shots) for task in tasks if few}
+    questions = [
+        question
+        for style in request.prompts
+        for question in make_questions(
+            [problem for problem, _ in chosen], template, style,
+            lambda p, style=style: shots[task_of[p.id].name] if style == "fewshot" else (),
+        )
+    ]  # fmt: skip
+    spec_of = {problem.id: request.reward or problem.reward or task.reward for problem, task in chosen}
+    return Exam(questions, task_of, spec_of)
 
 
-def _key() -> str:
-    key = os.environ.get(KEY_VARIABLE, "")
-    if not key:
-        raise BadInput(f"a server's URL needs its key in the environment variable {KEY_VARIABLE}")
-    return key
+def worked_examples(task: Task, count: int) -> list[Shot]:
+    """The first `count` problems of the train split with their gold answers: never a problem that is asked."""
+    size = task.size("train")
+    if size is not None and size < count:
+        raise BadInput(f"task {task.name} has {size} train problems, --shots {count} asks for more; lower it")
+    problems = [task.problem(i, "train") for i in range(count)]
+    return [(problem.prompt, task.gold(problem)) for problem in problems]
 
 
 def _problems(task: Task, request: EvalRequest) -> list[Problem]:
@@ -153,100 +191,80 @@ def _problems(task: Task, request: EvalRequest) -> list[Problem]:
     return found
 
 
-async def _evaluate(
-    request: EvalRequest,
-    target: Target,
-    template: Template,
-    problems: list[Problem],
-    spec_of: dict[str, Any],
-    task_names: dict[str, str],
-) -> list[dict[str, Any]]:
-    longest = max(len(template.encode(problem.prompt)) for problem in problems)
-    context = longest + request.max_tokens + len(template.close_ids)
+def what_was_asked(request: EvalRequest, target: Target, plan: Plan, exam: Exam) -> dict[str, Any]:
+    """What the chains of an evaluation depend on, for --resume to compare."""
+    return {
+        "model": target.name,
+        "weights": target.fingerprint(),
+        "sampler": "server" if target.url is not None else target.sampler,
+        "tasks": list(request.tasks),
+        "split": request.split,
+        "prompts": list(request.prompts),
+        "shots": request.shots if "fewshot" in request.prompts else 0,
+        **asdict(plan),
+        "problems and prompts": exam.digest(),
+    }
+
+
+async def _answer(
+    request: EvalRequest, target: Target, template: Template, plan: Plan, exam: Exam, kept: EvalStore
+) -> None:
+    """Have every question answered that is not kept from before; a signal keeps what is there and stops the server."""
+    context = max(len(q.prompt_ids) for q in exam.questions) + plan.max_tokens + len(template.close_ids)
     if context > model_context(target.path):
-        raise BadInput(f"prompts and --max-tokens {request.max_tokens} need {context} tokens of context; lower it")
-    cells: list[dict[str, Any]] = []
-    async with RewardPool() as pool, _open_sampler(request, target, context) as sampler:
-        for spec in {repr(spec): spec for spec in spec_of.values()}.values():
-            await pool.load(spec)
-        for style in request.prompts:
-            with _progress(style) as on_progress:
-                found, _ = await evaluate(
-                    problems,
-                    sampler=sampler,
-                    template=template,
-                    pool=pool,
-                    spec_of=lambda problem: spec_of[problem.id],
-                    task_of=lambda problem: task_names[problem.id],
-                    model=target.name,
-                    split=request.split,
-                    samples=max(request.ks),
-                    ks=request.ks,
-                    temperature=request.temperature,
-                    budgets=request.budgets,
-                    style=style,
-                    max_tokens=request.max_tokens,
-                    answer=request.answer,
-                    seed=request.seed,
-                    on_progress=on_progress,
-                )
-            cells += found
-    return cells
+        raise BadInput(f"prompts and --max-tokens {plan.max_tokens} need {context} tokens of context; lower it")
+    left = len(unanswered(exam.questions, kept))
+    if not left:
+        return
+    total = plan.samples * len(exam.questions)
+
+    async def work() -> None:
+        async with RewardPool() as pool:
+            for spec in {repr(spec): spec for spec in exam.spec_of.values()}.values():
+                await pool.load(spec)
+            async with open_sampler(target, context, request.seed) as sampler:
+                examiner = Examiner(sampler, template, pool, lambda problem: exam.spec_of[problem.id], plan)
+                kept.begin()
+                with ChainProgress(total, total - plan.samples * left) as progress:
+                    await answer_all(examiner, exam.questions, kept, target.exact, progress.chain)
+
+    with StopSignal() as stop:
+        try:
+            await stop.guard(work())
+        except Stopped as stopped:
+            raise Stopped(stopped.signum, _kept(kept, exam)) from None
+        except ServerDown as down:
+            raise Fault(f"{down}{_kept(kept, exam)}") from None
 
 
-@contextlib.asynccontextmanager
-async def _open_sampler(request: EvalRequest, target: Target, context: int) -> AsyncIterator[Sampler]:
-    if target.url is not None:
-        sampler: Sampler = VllmClient([target.url], _key(), context=context)
-        server = None
-    elif request.sampler == "transformers":
-        from rl.model import load_policy
-        from rollout.transformers_sampler import TransformersSampler
+def _kept(kept: EvalStore, exam: Exam) -> str:
+    done = f" after {len(kept.groups)} of {len(exam.questions)} questions"
+    return f"{done}, kept in {kept.path}; --resume goes on" if kept.path and kept.groups else done
 
-        model, _ = load_policy(target.path, "float32", request.seed, attention="sdpa")
-        sampler, server = TransformersSampler(model, context=context, pad_id=0), None
+
+def report(result: dict[str, Any], request: EvalRequest) -> None:
+    """Write the file that was asked for, and print the cells."""
+    if request.out is not None:
+        write_json(request.out, result)
+    if request.as_json:
+        print(json.dumps(result, indent=1))
     else:
-        server, sampler = await _start_server(request, target, context)
-    try:
-        yield sampler
-    finally:
-        await sampler.aclose()
-        if server is not None:
-            await server.stop()
-
-
-async def _start_server(request: EvalRequest, target: Target, context: int) -> tuple[ServerProcess, VllmClient]:
-    from rl.model import has_weights, materialise
-
-    scratch = Path(tempfile.mkdtemp(prefix="ponder-eval-"))  # removed with the server
-    path = (
-        target.path
-        if has_weights(target.path)
-        else str(materialise(target.path, request.seed, "float32", scratch / "model"))
-    )
-    spec = ServerSpec(
-        model=path, dtype="float32", max_model_len=context, seed=request.seed, port=free_port(), sync_dir=None,
-        load_format="auto", kv_cache_gb=1.0, gpu_memory_utilization=0.9, eager=True, threads=None,
-    )  # fmt: skip
-    key = secrets.token_urlsafe(24)
-    print("ponder: starting vLLM", file=sys.stderr)
-    server = await ServerProcess.start(
-        spec, log=scratch / "server.log", key=key, hardware=probe(), owned_dirs=(scratch,)
-    )
-    return server, VllmClient([server.url], key, context=context)
-
-
-@contextlib.contextmanager
-def _progress(style: str) -> Iterator[Any]:
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"chains ({style})", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(result["cells"]))
 
 
 def _table(cells: list[dict[str, Any]]) -> Table:
-    table = Table("task", "prompt", "budget", "pass@1", "95 % interval", "pass@k", "tokens", "truncated", "unparsed")
+    table = Table(
+        Column("task", overflow="fold"),
+        "prompt",
+        "budget",
+        "pass@1",
+        "95 % interval",
+        "pass@k",
+        "tokens",
+        "truncated",
+        "unparsed",
+        "forced",
+    )
     for cell in cells:
         low, high = cell["ci95"]
         table.add_row(
@@ -259,5 +277,6 @@ def _table(cells: list[dict[str, Any]]) -> Table:
             f"{cell['tokens_mean']:.0f}",
             f"{cell['truncated']:.0%}",
             f"{cell['unparsed']:.0%}",
+            f"{cell['forced_closed']:.0%}",
         )
     return table

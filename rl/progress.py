@@ -7,9 +7,19 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Row = dict[str, Any]
+PLAIN_EVERY = 10.0
+"""Seconds between the lines of an evaluation where there is no terminal."""
 
 
 class RunProgress:
@@ -69,8 +79,41 @@ class RunProgress:
 
     def _left(self) -> str:
         per_step = (time.monotonic() - self.began) / max(1, self.done - self.first)
-        seconds = int(per_step * (self.total - self.done))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return _clock(per_step * (self.total - self.done))
+
+
+class ChainProgress:
+    """How far an evaluation is: a live bar on a terminal, else a plain line every PLAIN_EVERY seconds."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.first = total, done, done
+        self.began = self.said = time.monotonic()
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+        self.live = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.live.add_task("chains", total=total, completed=done)
+
+    def __enter__(self) -> ChainProgress:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.live.stop()
+
+    def chain(self) -> None:
+        """One more is done."""
+        self.done += 1
+        self.live.update(self.task, completed=self.done)
+        now = time.monotonic()
+        if not self.live.console.is_terminal and now - self.said >= PLAIN_EVERY:
+            self.said = now
+            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
+            print(f"chains {self.done}/{self.total}  left {_clock(left)}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _figures(row: Row) -> str:

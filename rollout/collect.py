@@ -11,7 +11,7 @@ from rewards.errors import BadInput
 from rewards.trl_style import Extras
 from rewards.types import Problem, Score
 from rollout.budget import Budget, sample_with_budget
-from rollout.prompt import Style, Template
+from rollout.prompt import Shot, Style, Template
 from rollout.sampling import SamplingParams, request_seed
 from rollout.types import Chain, Group, Sampler
 
@@ -78,12 +78,20 @@ async def collect(
     ]
 
 
-def encode_prompts(problems: Sequence[Problem], template: Template, style: Style) -> list[list[int]]:
-    """The prompt ids of every problem, before anything is sampled. Raises BadInput naming the problem."""
+def encode_prompts(
+    problems: Sequence[Problem],
+    template: Template,
+    style: Style,
+    shots_of: Callable[[Problem], Sequence[Shot]] = lambda problem: (),
+) -> list[list[int]]:
+    """The prompt ids of every problem, before anything is sampled. Raises BadInput naming the problem.
+
+    `shots_of(problem)` are the worked examples of a few-shot prompt.
+    """
     out = []
     for problem in problems:
         try:
-            out.append(template.encode(problem.prompt, style))
+            out.append(template.encode(problem.prompt, style, shots_of(problem)))
         except BadInput as error:
             raise BadInput(f"problem {problem.id}: {error}") from None
     return out

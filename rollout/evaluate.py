@@ -1,46 +1,25 @@
-"""Sample + score -> evaluation cells with intervals: torch-free, works against any Sampler.
-
-The thinking is sampled once, at the largest budget; smaller budgets cut it and sample the answers anew, so that the
-cells of one evaluation are paired.
-"""
+"""Sample + score -> evaluation cells with intervals: torch-free, works against any Sampler."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from rewards.answer import final_answer
-from rewards.errors import BadInput, Fault
+from rewards.errors import Fault
 from rewards.types import Problem
-from rollout.budget import Budget, cut_chain, finish_thinking, sample_with_budget
-from rollout.collect import Scorer, encode_prompts, gather_all, name_problem, score_chain
+from rollout.collect import Scorer, gather_all
+from rollout.examine import Examiner, Plan, at_budget, make_questions, style_of
 from rollout.prompt import Style, Template
-from rollout.sampling import SamplingParams, request_seed
 from rollout.types import Chain, Group, Sampler
 
-EVAL_STEP = 0  # of request seeds and groups: training steps count from 1
 Z95 = 1.959963984540054  # the normal's 97.5 % quantile
 RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What every chain of one evaluation shares."""
-
-    sampler: Sampler
-    template: Template
-    pool: Scorer
-    spec_of: Callable[[Problem], Any]
-    params: SamplingParams
-    budgets: tuple[int | None, ...]  # distinct, the largest first; None = no cap
-    answer: int
-    seed: int
 
 
 async def evaluate(
@@ -65,72 +44,46 @@ async def evaluate(
 ) -> tuple[list[dict[str, Any]], list[Group]]:
     """Cells for each task and budget (in the order given), and the groups at the largest budget (None above all).
 
-    `task_of(problem)` is the task string that its cell goes by. `samples` chains a problem; pass@k and majority@k for
-    `ks` (null: powers of two up to `samples`, and it). A budget caps thinking tokens, `answer` those behind them,
-    `max_tokens` both. A direct prompt has no thinking: one cell, of `answer` tokens. `on_progress(done, all)` counts
-    chains. Raises what `collect` raises.
+    `task_of(problem)` is the task string that its cell goes by; `ks` of pass@k and majority@k may be null: powers of
+    two up to `samples`, and it. For the rest see Plan. `on_progress(done, all)` counts chains. Raises what `collect`
+    raises, and BadInput for budgets without thinking.
     """
-    if style == "direct":
-        budgets, max_tokens = (None,), min(max_tokens, answer)
-    if not template.think and any(b is not None for b in budgets):
-        raise BadInput(f"budgets {list(budgets)} cap thinking, and this model does not think; set model.think: true")
-    params = SamplingParams(max_tokens, template.stop_ids, seed=0, temperature=temperature)
-    setup = _Setup(sampler, template, pool, spec_of, params, _largest_first(budgets), answer, seed)
-    prompts = encode_prompts(problems, template, style)
-    done, total = 0, len(problems) * samples
+    plan = Plan(samples, temperature, tuple(dict.fromkeys(budgets)), max_tokens, answer, seed)
+    plan.of(style).check(template)
+    questions, done = make_questions(problems, template, style), itertools.count(1)
 
-    async def one(problem: Problem, prompt_ids: list[int], k: int) -> dict[int | None, Chain]:
-        nonlocal done
-        chains = await name_problem(problem, _at_budgets(setup, problem, prompt_ids, k))
-        done += 1
+    def on_chain() -> None:
         if on_progress is not None:
-            on_progress(done, total)
-        return chains
+            on_progress(next(done), len(problems) * samples)
 
-    results = await gather_all(
-        one(problem, ids, k) for problem, ids in zip(problems, prompts, strict=True) for k in range(samples)
-    )
-    rows = [results[i * samples : (i + 1) * samples] for i in range(len(problems))]
-    by_budget = {
-        budget: [
-            Group(problem, [chains[budget] for chains in row], EVAL_STEP)
-            for problem, row in zip(problems, rows, strict=True)
-        ]
-        for budget in setup.budgets
-    }
-    cell = partial(
-        make_cell, text_of=template.response_text, ks=ks, model=model, split=split, style=style,
-        temperature=temperature, samples=samples,
-    )  # fmt: skip
-    cells = [
-        cell([group for group in by_budget[budget] if task_of(group.problem) == task], task=task, budget=budget)
-        for task in dict.fromkeys(map(task_of, problems))
-        for budget in dict.fromkeys(budgets)
-    ]
-    return cells, by_budget[setup.budgets[0]]
+    examiner = Examiner(sampler, template, pool, spec_of, plan)
+    groups = await gather_all(examiner.ask(question, on_chain) for question in questions)
+    cells = make_cells(groups, plan, task_of, text_of=template.response_text, ks=ks, model=model, split=split)
+    return cells, [at_budget(group, plan.of(style).descending[0]) for group in groups]
 
 
-async def _at_budgets(setup: _Setup, problem: Problem, prompt_ids: list[int], k: int) -> dict[int | None, Chain]:
-    """One sample at every budget: the longest thinking, and what each smaller cap leaves of it; scored."""
-    seeds = partial(request_seed, setup.seed, EVAL_STEP, problem.id, k)
-    score = partial(score_chain, problem=problem, template=setup.template, pool=setup.pool, spec=setup.spec_of(problem))
-    first, *smaller = setup.budgets
-    chain_id = f"{EVAL_STEP}/{problem.id}/{k}"
-    budget = Budget(first, setup.answer)
-    long = await sample_with_budget(
-        setup.sampler, setup.template, chain_id, problem.id, prompt_ids, setup.params, budget, seeds
-    )
-
-    async def at(think: int | None) -> Chain:
-        cap = Budget(think, setup.answer).cap(setup.params.max_tokens) or 0
-        piece = cut_chain(long, setup.template, cap) or long
-        params = replace(setup.params, seed=seeds(2 + cap))
-        chain = await finish_thinking(setup.sampler, setup.template, piece, params, setup.answer)
-        return long if chain is long else await score(replace(chain, id=f"{chain_id}/{think}"))
-
-    # No verdict is waited for before an answer is asked for: what a sampler batches must not depend on the verifier.
-    scored, *others = await gather_all([score(long), *(at(think) for think in smaller)])
-    return {first: scored} | {b: scored if c is long else c for b, c in zip(smaller, others, strict=True)}
+def make_cells(
+    groups: Sequence[Group],
+    plan: Plan,
+    task_of: Callable[[Problem], str],
+    *,
+    text_of: Callable[[Chain], str],
+    ks: Sequence[int] | None,
+    model: str,
+    split: str,
+) -> list[dict[str, Any]]:
+    """A cell for each style, task and budget, in the order of the questions, from what `Examiner.ask` found."""
+    apart: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        apart.setdefault((style_of(group), task_of(group.problem)), []).append(group)
+    return [
+        make_cell(
+            [at_budget(group, budget) for group in some], text_of, ks, model=model, task=task, split=split,
+            style=cast(Style, style), budget=budget, temperature=plan.temperature, samples=plan.samples,
+        )
+        for (style, task), some in apart.items()
+        for budget in plan.of(cast(Style, style)).budgets
+    ]  # fmt: skip
 
 
 def make_cell(
@@ -172,11 +125,13 @@ def make_cell(
         **pass_at_1(outcomes),
         "pass@k": {str(k): mean_pass_at_k(outcomes, k) for k in ks},
         "majority@k": {str(k): _majority(judged, text_of, k) for k in ks},
+        **_best_of(judged, ks),
         "tokens_mean": sum(chain.sampled_count for chain in chains) / len(chains),
         "truncated": statuses["truncated"] / len(chains),
         "unparsed": statuses["unparsed"] / len(chains),
         "forced_closed": sum(chain.inserted_count > 0 for chain in chains) / len(chains),
-        "by_difficulty": _by_difficulty(groups, outcomes),
+        "by_difficulty": {f"{level:g}": row for level, row in _levels(groups, judged, "difficulty").items()},
+        "by_subtask": {name: row for name, row in _levels(groups, judged, "subtask").items() if name},
         "outcomes": [[sum(samples), len(samples)] for samples in outcomes],
     }
 
@@ -231,6 +186,21 @@ def majority_correct(answers: Sequence[str | None], correct: Sequence[bool]) -> 
     return correct[answers.index(winner)]
 
 
+def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float:
+    """Chance that the sample of greatest value among `k` of `n`, drawn without replacement, is correct; ties by lot.
+
+    The sum over ranks i = 1 … n, greatest value first, of C(n - i, k - 1) / C(n, k) x correct_i: rank i is the best of
+    the k where the others all rank below. Samples of equal value share the weights of their ranks.
+    """
+    n = len(values)
+    share: dict[float, float] = {}
+    for value in set(values):
+        some = [c for v, c in zip(values, correct, strict=True) if v == value]
+        share[value] = sum(some) / len(some)
+    ranked = sorted(values, reverse=True)
+    return sum(math.comb(n - i, k - 1) / math.comb(n, k) * share[value] for i, value in enumerate(ranked, 1))
+
+
 def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int = 0) -> dict[str, Any]:
     """{"pass@1": b - a, "ci95": [low, high]}: percentile bootstrap over the problems, paired by id.
 
@@ -258,13 +228,36 @@ def _majority(judged: Sequence[Sequence[Chain]], text_of: Callable[[Chain], str]
     return float(np.mean(means))
 
 
-def _by_difficulty(groups: Sequence[Group], outcomes: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """{"3": {pass@1, ci95, n_problems}, …}, easiest first."""
-    levels: dict[float, list[Sequence[bool]]] = {}
-    for group, samples in zip(groups, outcomes, strict=True):
-        if samples:
-            levels.setdefault(group.problem.difficulty, []).append(samples)
-    return {f"{d:g}": {**pass_at_1(levels[d]), "n_problems": len(levels[d])} for d in sorted(levels)}
+def _best_of(judged: Sequence[Sequence[Chain]], ks: Sequence[int]) -> dict[str, Any]:
+    """{"best_of@k": …} where values tell more than correctness does; else it would be pass@k again: {}."""
+    values = [[chain.score.value or 0.0 for chain in chains if chain.score is not None] for chains in judged]
+    correct = [[_correct(chain) for chain in chains] for chains in judged]
+    if all(map(_settled, values, correct)):
+        return {}
+    means = {k: [best_of_k(v, c, k) for v, c in zip(values, correct, strict=True) if len(v) >= k] for k in ks}
+    return {"best_of@k": {str(k): float(np.mean(found)) for k, found in means.items()}}
+
+
+def _settled(values: Sequence[float], correct: Sequence[bool]) -> bool:
+    """Whether every correct sample of a problem has a greater value than every wrong one."""
+    right = [v for v, c in zip(values, correct, strict=True) if c]
+    wrong = [v for v, c in zip(values, correct, strict=True) if not c]
+    return not right or not wrong or min(right) > max(wrong)
+
+
+def _levels(groups: Sequence[Group], judged: Sequence[Sequence[Chain]], name: str) -> dict[Any, dict[str, Any]]:
+    """{level: {pass@1, ci95, n_problems, tokens_mean}} by a field of the problems, in ascending order."""
+    levels: dict[Any, list[Sequence[Chain]]] = {}
+    for group, chains in zip(groups, judged, strict=True):
+        if chains:
+            levels.setdefault(getattr(group.problem, name), []).append(chains)
+    return {level: _level(levels[level]) for level in sorted(levels)}
+
+
+def _level(judged: Sequence[Sequence[Chain]]) -> dict[str, Any]:
+    tokens = [chain.sampled_count for chains in judged for chain in chains]
+    figures = pass_at_1([[_correct(chain) for chain in chains] for chains in judged])
+    return {**figures, "n_problems": len(judged), "tokens_mean": sum(tokens) / len(tokens)}
 
 
 def _rates(groups: Iterable[Group]) -> dict[str, list[bool]]:
@@ -278,7 +271,3 @@ def _correct(chain: Chain) -> bool:
 def _powers(most: int) -> list[int]:
     """1, 2, 4, … up to `most`, and `most`."""
     return sorted({*(2**i for i in range(most.bit_length())), most})
-
-
-def _largest_first(budgets: Sequence[int | None]) -> tuple[int | None, ...]:
-    return tuple(sorted(dict.fromkeys(budgets), key=lambda b: math.inf if b is None else b, reverse=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,8 +13,12 @@ from rewards.errors import BadInput
 from rewards.types import Message, Prompt
 from rollout.types import Chain
 
-Style: TypeAlias = Literal["cot", "direct"]
-"""cot: the thinking block is opened in the prompt. direct: it is opened and closed there: the answer comes at once."""
+Style: TypeAlias = Literal["cot", "direct", "fewshot"]
+"""cot: the thinking block is opened in the prompt. direct: it is opened and closed there: the answer comes at once.
+fewshot: as cot, behind worked examples."""
+
+Shot: TypeAlias = tuple[Prompt, str]
+"""A worked example: a prompt, and a response that is correct."""
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endofturn|>")
 TAIL = 16  # ids at a prompt's end that are searched for a think tag: more than any spelling of one takes
@@ -74,14 +78,15 @@ class Template:
             vocab_size=config.get("vocab_size"),
         )
 
-    def encode(self, prompt: Prompt, style: Style = "cot") -> list[int]:
-        """The prompt's ids, up to where the model goes on. Raises BadInput for text the model has no tokens for."""
+    def encode(self, prompt: Prompt, style: Style = "cot", shots: Sequence[Shot] = ()) -> list[int]:
+        """The prompt's ids, up to where the model goes on. Raises BadInput for text the model has no tokens for.
+
+        `shots` come before it: as turns of the chat, or without a chat template as text, each followed by a blank line.
+        """
         if self.tokenizer.chat_template is not None:
-            ids = self._encode_chat(prompt, style)
-        elif isinstance(prompt, str):
-            ids = self._encode_text(prompt)
+            ids = self._encode_chat(_with_turns(prompt, shots), style)
         else:
-            raise BadInput("the prompt is chat messages, and the tokenizer has no chat template; use plain text")
+            ids = self._encode_text("\n\n".join([*(f"{_plain(p)}\n{r}" for p, r in shots), _plain(prompt)]))
         ids += self._think_suffix(ids, style) if self.think else []
         if self._vocab_size is not None and max(ids, default=0) >= self._vocab_size:
             word = self.tokenizer.decode([max(ids)])
@@ -146,8 +151,7 @@ class Template:
             self.open_ids = self._checked_ids(f"{OPEN}\n")
             self.close_ids = self._checked_ids(f"\n{CLOSE}\n")
 
-    def _encode_chat(self, prompt: Prompt, style: Style) -> list[int]:
-        messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    def _encode_chat(self, messages: list[Message], style: Style) -> list[int]:
         if self.system_prompt is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         for message in messages:
@@ -157,7 +161,8 @@ class Template:
                 messages,
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=self.think and style == "cot",  # read by templates that know it (Qwen3), else ignored
+                enable_thinking=self.think
+                and style != "direct",  # read by templates that know it (Qwen3), else ignored
             )
         except Exception as error:  # templates are programs of the model's: they refuse roles in many ways
             raise BadInput(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from None
@@ -173,7 +178,7 @@ class Template:
     def _think_suffix(self, ids: list[int], style: Style) -> list[int]:
         tail = self._tail(ids)
         opened, closed = tail.endswith(OPEN), tail.endswith(CLOSE)
-        if style == "cot":
+        if style != "direct":
             return [] if opened else self.open_ids
         return [] if closed else self.close_ids if opened else self.open_ids + self.close_ids
 
@@ -197,6 +202,26 @@ class Template:
         if lost := _characters(text) - _characters(self._decode(ids)):
             raise BadInput(f"the prompt has tokens the model lacks: {', '.join(map(repr, sorted(lost)))}")
         return ids
+
+
+def _with_turns(prompt: Prompt, shots: Sequence[Shot]) -> list[Message]:
+    """The messages of a prompt, the worked examples between its system message and the rest."""
+    own, turns = _messages(prompt), []
+    for asked, response in shots:
+        turns += [m for m in _messages(asked) if m["role"] != "system"]
+        turns.append({"role": "assistant", "content": response})
+    start = int(own[0]["role"] == "system")
+    return own[:start] + turns + own[start:]
+
+
+def _messages(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _plain(prompt: Prompt) -> str:
+    if not isinstance(prompt, str):
+        raise BadInput("the prompt is chat messages, and the tokenizer has no chat template; use plain text")
+    return prompt
 
 
 def find_stop_ids(tokenizer: Any, *configs: dict[str, Any]) -> list[int]:

@@ -31,7 +31,14 @@ class SampleStore:
 
     def append(self, step: int, groups: Sequence[Group]) -> None:
         """Write one step as one frame, on the disk when this returns. Raises OSError, e.g. on a full disk."""
-        lines = [_dump(group_to_json(group, step)) for group in groups] or [_dump({"step": step})]
+        self._append([_dump(group_to_json(group, step)) for group in groups] or [_dump({"step": step})])
+
+    def begin(self, request: dict[str, Any]) -> None:
+        """Start the file anew with a frame that says what was asked for; it holds no groups."""
+        self.path.unlink(missing_ok=True)
+        self._append([_dump({"step": 0, "request": request})])
+
+    def _append(self, lines: list[str]) -> None:
         frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compress("".join(lines).encode())
         size = self.path.stat().st_size if self.path.exists() else 0
         with open(self.path, "ab") as file:
@@ -51,6 +58,13 @@ def read(path: str | Path, step: int | None = None) -> Iterator[tuple[int, list[
         found = json.loads(lines[0])["step"] if step is not None else None
         if found == step or step is None:
             yield _parse(lines)
+
+
+def read_request(path: str | Path) -> dict[str, Any] | None:
+    """What `SampleStore.begin` wrote; None where the file begins otherwise."""
+    data = next((data for _, data in _frames(Path(path))), b"{}")
+    request: dict[str, Any] | None = json.loads(data.split(b"\n", 1)[0]).get("request")
+    return request
 
 
 def truncate(path: str | Path, last_step: int) -> int:

@@ -31,7 +31,7 @@ class Completion:
 class Chain:
     """The only sample type: one prompt with everything sampled or inserted after it."""
 
-    id: str  # "step/problem id/k"
+    id: str  # "step/problem id/k"; in an evaluation "prompt style/problem id/k", and "/budget" below the largest
     problem_id: str
     token_ids: list[int]  # [T], prompt first
     prompt_len: int

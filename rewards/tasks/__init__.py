@@ -37,6 +37,12 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
     return build(GENERATORS[name], spec, seed, _query(spec, query) if question else {})
 
 
+def is_task(text: str) -> bool:
+    """Whether a text names a task, whatever its parameters, or data, wherever it lies."""
+    name = text.partition("?")[0]
+    return name in GENERATORS or name.endswith(".jsonl") or name.startswith(PREFIX)
+
+
 def source_of(task: Task, problem: Problem) -> str:
     """The task string that a problem of `task` came from: its part's where the task is a mixture."""
     return task.part(problem).name if isinstance(task, Mixture) else task.name

@@ -189,7 +189,7 @@ class TestEvaluate:
         assert [cell["pass@1"] for cell in cells] == [0, 0.5, 1.0, 1.0]
         assert [cell["forced_closed"] for cell in cells] == [1, 0.5, 0.25, 0]
         assert [cell["tokens_mean"] for cell in cells] == [2, (5 + 15 + 18 + 18) / 4, (5 + 15 + 25 + 34) / 4, 20]
-        assert [c.id for c in groups[0].chains] == ["0/p2/0", "0/p2/1"]
+        assert [c.id for c in groups[0].chains] == ["cot/p2/0", "cot/p2/1"]
         assert (groups[0].step, groups[3].chains[0].sampled_count) == (0, 35)
         assert progress == [(i, 8) for i in range(1, 9)]
 
@@ -229,7 +229,7 @@ class TestEvaluate:
         assert list(cells[0]) == [
             "model", "task", "split", "prompt", "budget", "k", "temperature", "n_problems", "n_samples", "pass@1",
             "ci95", "pass@k", "majority@k", "tokens_mean", "truncated", "unparsed", "forced_closed", "by_difficulty",
-            "outcomes",
+            "by_subtask", "outcomes",
         ]  # fmt: skip
         cell = cells[0]
         assert (cell["model"], cell["task"], cell["split"], cell["prompt"]) == ("m", "toy", "test", "cot")

@@ -1,0 +1,109 @@
+"""An evaluation's chains on disk as they come, so that one that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewards.errors import BadInput
+from rollout import store
+from rollout.collect import gather_all
+from rollout.examine import Examiner, Question, style_of
+from rollout.types import Group
+
+FRAME = 64
+"""Chains (of the largest budget) that are written together; a kill loses no more of those that are done."""
+CHUNK = 128
+"""Chains that an exact sampler is asked for together."""
+IN_FLIGHT = 512
+"""Chains under way at once with a server: more than it decodes together, so that it never waits for the longest."""
+
+Key = tuple[str, str]
+"""Prompt style, problem id."""
+
+
+class EvalStore:
+    """The answered questions of one evaluation, by Key: in a file, or without a path in memory alone."""
+
+    def __init__(self, path: Path | None, request: dict[str, Any], resume: bool) -> None:
+        """Read back what `resume` goes on from. Raises BadInput where the file is of another `request` (plain JSON)."""
+        self.path = path
+        self.request = json.loads(json.dumps(request))
+        self.groups: dict[Key, Group] = {}
+        self._waiting: list[Group] = []
+        self._frames = 1  # with the request
+        self._resumes = resume and path is not None and path.exists()
+        if path is not None and self._resumes:
+            _check_request(path, self.request)
+            store.truncate(path, sys.maxsize)  # a frame that was cut off while it was written
+            for self._frames, (_, groups) in enumerate(store.read(path), 1):
+                self.groups |= {key_of(group): group for group in groups}
+
+    def begin(self) -> None:
+        """Right before the first question is asked: whatever stood in the file goes, unless it is gone on with."""
+        if self.path is not None and not self._resumes:
+            store.SampleStore(self.path).begin(self.request)
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Keep the answers to some questions; they are on the disk when FRAME chains have come together."""
+        self.groups |= {key_of(group): group for group in groups}
+        self._waiting += groups
+        if sum(len(group.chains) for group in self._waiting) >= FRAME:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self.path is not None and self._waiting:
+            store.SampleStore(self.path).append(self._frames, self._waiting)
+            self._frames += 1
+        self._waiting = []
+
+
+def key_of(group: Group) -> Key:
+    """What tells a group apart from the others of its evaluation."""
+    return style_of(group), group.problem.id
+
+
+async def answer_all(
+    examiner: Examiner, questions: Sequence[Question], kept: EvalStore, exact: bool, on_chain: Callable[[], None]
+) -> None:
+    """Have every question answered that `kept` does not hold yet; `kept` holds them all in the end.
+
+    `exact`: the sampler gives the same bits where it is asked the same at once (transformers), so questions go in fixed
+    chunks, one after another, and an interrupted evaluation ends as a whole one does. Else IN_FLIGHT chains are under
+    way at any time. Raises what `collect` raises; what is done by then is kept.
+    """
+    samples = examiner.plan.samples
+    size = max(1, CHUNK // samples) if exact else 1
+    chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
+    slots = asyncio.Semaphore(1 if exact else max(1, IN_FLIGHT // samples))
+
+    async def answer(chunk: Sequence[Question]) -> None:
+        async with slots:
+            kept.add(await gather_all(examiner.ask(question, on_chain) for question in chunk))
+
+    try:
+        await gather_all(answer(chunk) for chunk in chunks if unanswered(chunk, kept))
+    finally:
+        kept.flush()
+
+
+def unanswered(questions: Sequence[Question], kept: EvalStore) -> list[Question]:
+    """The questions whose answers are not kept."""
+    return [question for question in questions if (question.style, question.problem.id) not in kept.groups]
+
+
+def _check_request(path: Path, request: dict[str, Any]) -> None:
+    found = store.read_request(path)
+    if found is None:
+        raise BadInput(f"{path} holds no evaluation that can be gone on with; drop --resume to start anew")
+    for key in {**found, **request}:
+        if found.get(key) != request.get(key):
+            raise BadInput(
+                f"{path} was made with {key} {json.dumps(found.get(key))}, not {json.dumps(request.get(key))}; "
+                "drop --resume to start anew, or give another --out"
+            )
