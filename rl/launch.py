@@ -38,6 +38,7 @@ def launch(
 ) -> None:
     """Run the whole training in `run`. Bad input is refused before anything in the directory changes."""
     os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # read once, when torch loads
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPU 0 is the same to us, the server and nvidia-smi
     setup = prepare(config)
     samples = replay_file(replay) if replay is not None else None
     with run.lock():
@@ -82,6 +83,9 @@ async def _run(
                         trainer.restore(checkpoint.step, state)
                     await trainer.run_all()
     write_summary(setup, run)
+    from rl.report.build import build_report  # matplotlib loads here
+
+    print(f"report: {build_report(run.path)}")
 
 
 async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None, progress: RunProgress) -> Learner:
@@ -91,6 +95,8 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
         await asyncio.sleep(0)  # the server process is on its way now, or refused
         if starting.done():
             starting.result()
+        if config.rollout.colocate:
+            await starting  # vLLM measures the GPU as it starts: nobody else may take of it meanwhile
         learner = build_learner(config, str(checkpoint.path) if checkpoint else None)
         await starting
         return learner
