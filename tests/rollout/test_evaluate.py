@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rewards.errors import BadInput, Fault
 from rewards.types import Problem, Score, Status
 from rollout.chain import bare_chain
 from rollout.evaluate import (
+    best_of_k,
     evaluate,
     majority_correct,
     make_cell,
@@ -111,6 +113,30 @@ def a_group(name: str, corrects: list[bool | None], difficulty: float = 0.0, tas
     return Group(Problem(name, task, "2", 2, name, difficulty), chains)
 
 
+class TestBestOf:
+    def test_by_hand(self) -> None:
+        # the best of two of {3: wrong, 2: right, 1: wrong}: 3 leads two pairs of three, 2 leads one
+        assert best_of_k([3, 2, 1], [False, True, False], 2) == pytest.approx(1 / 3)
+        assert best_of_k([3, 2, 1], [False, True, False], 1) == pytest.approx(1 / 3)
+        assert best_of_k([1, 1], [True, False], 2) == 0.5  # a tie
+
+    @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6), st.integers(1, 6))
+    def test_is_the_mean_over_subsets(self, samples: list[tuple[int, bool]], k: int) -> None:
+        k = min(k, len(samples))
+        shares = []
+        for subset in itertools.combinations(samples, k):
+            best = [correct for value, correct in subset if value == max(subset)[0]]
+            shares.append(sum(best) / len(best))
+        values, correct = zip(*samples, strict=True)
+        assert best_of_k(values, correct, k) == pytest.approx(np.mean(shares))
+
+    @given(st.lists(st.booleans(), min_size=1, max_size=8))
+    def test_by_the_verifier_itself_it_is_pass_at_k(self, correct: list[bool]) -> None:
+        for k in range(1, len(correct) + 1):
+            expected = pass_at_k(len(correct), sum(correct), k)
+            assert best_of_k([float(c) for c in correct], correct, k) == pytest.approx(expected)
+
+
 class TestPairedGain:
     def test_by_hand_and_by_scipy(self) -> None:
         rng = np.random.default_rng(1)
@@ -156,7 +182,11 @@ def counting_policy(needs: dict[int, int]) -> FakeSampler:
     return FakeSampler(script)
 
 
-PROBLEMS = [Problem(f"p{need}", "toy", str(need), 5, f"k{need}", difficulty=need // 10) for need in (2, 12, 22, 32)]
+SUBTASKS = {2: "", 12: "short", 22: "long", 32: "long"}
+PROBLEMS = [
+    Problem(f"p{need}", "toy", str(need), 5, f"k{need}", difficulty=need // 10, subtask=subtask)
+    for need, subtask in SUBTASKS.items()
+]
 NEEDS = {need: need for need in (2, 12, 22, 32)}
 
 
@@ -236,8 +266,12 @@ class TestEvaluate:
         assert (cell["temperature"], cell["k"], cell["n_problems"], cell["n_samples"]) == (0.5, 3, 4, 12)
         assert cell["pass@k"] == {"1": 0.5, "2": 0.5}
         assert cell["majority@k"] == {"1": 0.5, "2": 0.5}
-        assert {d: (row["pass@1"], row["n_problems"]) for d, row in cell["by_difficulty"].items()} == {
-            "0": (1.0, 1), "1": (1.0, 1), "2": (0.0, 1), "3": (0.0, 1),
+        figures = ("pass@1", "n_problems", "tokens_mean")
+        assert {d: tuple(row[name] for name in figures) for d, row in cell["by_difficulty"].items()} == {
+            "0": (1.0, 1, 5), "1": (1.0, 1, 15), "2": (0.0, 1, 18), "3": (0.0, 1, 18),
+        }  # fmt: skip
+        assert {d: (row["pass@1"], row["n_problems"]) for d, row in cell["by_subtask"].items()} == {
+            "long": (0.0, 2), "short": (1.0, 1),
         }  # fmt: skip
 
     async def test_direct_prompts_have_one_cell_of_answers(self) -> None:
@@ -296,3 +330,23 @@ def test_majority_of_k_is_over_disjoint_runs() -> None:
     cell = cell_of([group], texts, [2, 5])
     # two by two: aa is wrong, bb is right, the fifth sample has no partner; all five: b
     assert cell["majority@k"] == {"2": 0.5, "5": 1.0}
+
+
+def valued(name: str, samples: list[tuple[float, bool]]) -> Group:
+    group = a_group(name, [correct for _, correct in samples])
+    chains = [
+        replace(chain, score=Score(value, correct, "ok"))
+        for chain, (value, correct) in zip(group.chains, samples, strict=True)
+    ]
+    return replace(group, chains=chains)
+
+
+def test_best_of_k_is_told_only_where_values_say_more_than_the_verifier() -> None:
+    alike = valued("a", [(0.8, True), (0.3, False), (1.0, True)])
+    assert "best_of@k" not in cell_of([alike, valued("b", [(0.9, False)])])  # of two problems: nothing to choose
+    short_but_wrong = valued("c", [(0.9, False), (0.8, True)])
+    cell = cell_of([alike, short_but_wrong], ks=[1, 2])
+    # best of two: in a the wrong one never leads; in c it always does
+    assert cell["best_of@k"] == {"1": pytest.approx((2 / 3 + 1 / 2) / 2), "2": 0.5}
+    assert cell["pass@k"]["2"] == 1.0
+    assert "best_of@k" in cell_of([valued("d", [(1.0, True), (1.0, False)])])  # a tie is left to chance

@@ -94,6 +94,35 @@ class TestEncode:
         assert chat_template("<bos> " + R1, think=False).encode("2") == words("<bos> 2 <think>")
 
 
+class TestShots:
+    SHOTS = (("1 + 1", "2"), ("2 + 2", "4"))
+
+    def test_text_puts_them_before_the_prompt(self) -> None:
+        assert template().encode("3 + 3", "fewshot", self.SHOTS) == words("<bos> 1 + 1 2 2 + 2 4 3 + 3 <think>")
+        plain = Template(byte_tokenizer(), think=False, stop_ids=(258,))
+        assert bytes(plain.encode("c", "fewshot", [("a", "1"), ("b", "2")])[1:]) == b"a\n1\n\nb\n2\n\nc"
+
+    def test_none_is_the_chain_prompt(self) -> None:
+        assert template().encode("3 + 3", "fewshot") == template().encode("3 + 3")
+
+    def test_chat_has_them_as_turns_behind_the_system_message(self) -> None:
+        chat = chat_template(CHATML + ASSISTANT, system_prompt="5 !")
+        told = [{"role": "system", "content": "4 !"}, {"role": "user", "content": "2"}]
+        turn = "<|im_start|>user {} <|im_end|> <|im_start|>assistant {} <|im_end|>"
+        end = "<|im_start|>user 3 + 3 <|im_end|> <|im_start|>assistant <think>"
+        shots = [("1 + 1", "2"), (told, "6")]
+        expected = f"<|im_start|>system 5 ! <|im_end|> {turn.format('1 + 1', 2)} {turn.format(2, 6)} {end}"
+        assert chat.tokenizer.decode(chat.encode("3 + 3", "fewshot", shots)) == expected
+        own = chat.tokenizer.decode(chat.encode(told, "fewshot", [("1 + 1", "2")]))
+        assert own.startswith(f"<|im_start|>system 4 ! <|im_end|> {turn.format('1 + 1', 2)} <|im_start|>user 2")
+
+    def test_what_the_model_cannot_read_is_refused(self) -> None:
+        with pytest.raises(BadInput, match="777"):
+            template().encode("2", "fewshot", [("777", "2")])
+        with pytest.raises(BadInput, match="no chat template"):
+            template().encode("2", "fewshot", [([{"role": "user", "content": "2"}], "2")])
+
+
 class TestRefusals:
     def test_words_outside_the_vocabulary(self) -> None:
         with pytest.raises(BadInput, match=r"tokens the model lacks.*777"):

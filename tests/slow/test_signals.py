@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
 
+from rollout.store import read
 from tests.rl.test_loop import figures
 from tests.slow.commands import Household, assert_whole, saved_step, survivors
 
@@ -76,9 +78,33 @@ def test_a_run_whose_server_is_starting(house: Household, number: signal.Signals
     assert not house.run("run").metrics.exists()
 
 
-def test_an_evaluation_whose_server_is_starting(house: Household) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_evaluation_whose_server_is_starting(house: Household, number: signal.Signals, code: int) -> None:
     command = house.start(*EVAL)
     command.until(lambda: house.alive("vllm.entrypoints"))
     house.look()
-    command.signal(signal.SIGINT)
-    command.ends(130, "interrupted", within=30)
+    command.signal(number)
+    command.ends(code, number.name, "after 0 of 2 questions", within=30)
+    house.is_empty()
+
+
+def test_an_evaluation_in_the_midst_keeps_what_is_done_and_goes_on(house: Household) -> None:
+    out = house.home / "e.json"
+    samples = house.home / "e.samples.jsonl.zst"
+    longer = ("--problems", "400", "--k", "2", "--max-tokens", "200", "--no-think", "--out", str(out))
+    command = house.start(*EVAL[:4], *longer)
+    command.until(lambda: samples.exists() and len(list(read(samples))) > 1)
+    house.look()
+    command.signal(signal.SIGTERM)
+    command.ends(143, "kept in", "--resume goes on", within=30)
+    house.is_empty()
+    assert not out.exists()
+    done = [group.problem.id for _, groups in read(samples) for group in groups]
+    assert 0 < len(done) < 400
+    house.start(*EVAL[:4], *longer, "--resume").ends(0)
+    again = [group.problem.id for _, groups in read(samples) for group in groups]
+    assert again[: len(done)] == done
+    assert len(set(again)) == len(again) == 400
+    (cell,) = json.loads(out.read_text())["cells"]
+    assert (cell["n_problems"], cell["n_samples"]) == (400, 800)
+    house.is_empty()
