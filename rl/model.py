@@ -116,7 +116,8 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
                 model.save_pretrained(directory)
         for pattern in COPIED_FILES:
             for file in Path(tokenizer_source).glob(pattern):
-                if file.is_file() and file.suffix != ".safetensors":
+                same = directory.resolve() == file.parent.resolve()
+                if file.is_file() and file.suffix != ".safetensors" and not same:
                     shutil.copyfile(file, directory / file.name)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"can't save the model to {directory}: {_one_line(error)}; free some space") from None

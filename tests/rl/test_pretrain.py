@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_the_loss_falls_and_the_seed_decides(tmp_path) -> None:
     record = json.loads((tmp_path / "b" / "pretrain.json").read_text())
     assert record["log"][-1]["loss"] == last < 5.4  # ln 216 = 5.38 nats is knowing nothing
     assert load_policy(tmp_path / "b", "float32", 0)[1]
+
+
+def test_a_model_may_be_trained_where_its_config_lies(tmp_path) -> None:
+    for file in Path(MODEL).glob("*.json"):
+        shutil.copy(file, tmp_path)
+    pretrain(make_config(tmp_path, model=str(tmp_path), steps=1))
+    assert (tmp_path / "pretrain.json").exists()
+    assert load_policy(tmp_path, "float32", 0)[1]
 
 
 def test_prompts_are_given_and_not_learnt() -> None:
