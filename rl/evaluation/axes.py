@@ -11,7 +11,8 @@ import numpy as np
 
 from rewards.errors import BadInput
 from rl.evaluation.intervals import interval
-from rl.evaluation.points import COMPUTE, Cell, Policy, RunPoints, read_sources
+from rl.evaluation.points import COMPUTE, Cell, Policy, RunPoints
+from rl.evaluation.sources import read_sources
 from rl.evaluation.thinking import Thinker, ThinkingAxis, measure_thinking
 from rl.evaluation.training import Prediction, TrainAxis, measure_training
 from rl.evaluation.words import say_thinking, say_training
@@ -76,8 +77,8 @@ def _policies(runs: Sequence[RunPoints]) -> list[Policy]:
     """Evaluation files' policies, then those of the first run that has any; one point alone is no axis."""
     given = [policy for run in runs if not run.rows for policy in run.policies]
     trained: tuple[Policy, ...] = next((run.policies for run in runs if run.rows and run.policies), ())
-    policies = [policy for policy in (*given, *trained) if policy.caps()]
-    enough = any(len(policy.caps()) > 1 or len(policy.caps()[-1].pass_at) > 1 for policy in policies)
+    policies = [policy for policy in (*given, *trained) if policy.chains]
+    enough = any(len(policy.cells) > 1 or len(policy.longest.pass_at) > 1 for policy in policies)
     return policies if enough else []
 
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from itertools import cycle
 from textwrap import fill
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes as Plot
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from rl.evaluation.axes import Axes
-from rl.evaluation.points import Cell
+from rl.evaluation.points import Accuracy, Array
 from rl.evaluation.thinking import Thinker, ThinkingAxis
 from rl.evaluation.training import TrainAxis
-from rl.evaluation.words import UNITS, say_thinking, say_training
+from rl.evaluation.words import say_thinking, say_training
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY = "#888888"
 """Okabe and Ito's colours, told apart by colour-blind readers."""
+X_LABELS = {
+    "flops": "training compute, learner and rollout (FLOPs)",
+    "tokens": "tokens generated in training",
+    "steps": "training steps",
+    "seconds": "time in training steps (seconds)",
+}
 CURRENT = "#010203"
 """Stands for the page's text colour until `svg` replaces it."""
 
@@ -44,14 +53,14 @@ def train_figure(axes: Axes, theme: Theme = PAPER) -> Figure:
     axis = axes.train
     if axis is None:
         raise ValueError("no training axis was measured")
-    with _figure(theme, f"Accuracy against training compute: {axis.verdict}", say_training(axis)) as (figure, plot):
+    title = f"Accuracy against training compute: {axis.verdict}"
+    with _figure(theme, title, say_training(axis), legend="lower right") as (figure, plot):
         _draw_fit(plot, axis)
         _draw_points(plot, axis)
-        for seed, color in zip(axis.seeds, (ORANGE, GREEN, PURPLE, SKY) * len(axis.seeds), strict=False):
+        for seed, color in zip(axis.seeds, cycle((ORANGE, GREEN, PURPLE, SKY)), strict=False):
             values = [accuracy.value for accuracy in seed.accuracies]
             plot.plot(seed.compute, values, "o-", color=color, ms=3, lw=0.8, alpha=0.8, label=seed.name)
-        what = f"training compute, learner and rollout ({UNITS[axis.x]})" if axis.x == "flops" else UNITS[axis.x]
-        plot.set_xlabel(what if axis.x != "seconds" else "time in training steps (seconds)")
+        plot.set_xlabel(X_LABELS[axis.x])
         plot.set_ylabel(f"pass@1 on {axis.accuracies[0].problems} validation problems")
         plot.set_xlim(left=-0.02 * float(axis.compute[-1]))
     return figure
@@ -62,26 +71,24 @@ def thinking_figure(axes: Axes, theme: Theme = PAPER) -> Figure:
     axis = axes.thinking
     if axis is None:
         raise ValueError("no thinking axis was measured")
-    with _figure(theme, f"Accuracy against thinking: {axis.verdict}", say_thinking(axis)) as (figure, plot):
+    title = f"Accuracy against thinking: {axis.verdict}"
+    with _figure(theme, title, say_thinking(axis), legend="upper left") as (figure, plot):
         _draw_thinkers(plot, axis)
         _draw_samples(plot, axis.thinkers[-1])
-        frontier = axis.frontier
-        plot.step(
-            [point.tokens for point in frontier], [point.accuracy for point in frontier],
-            where="post", color="#888888", lw=0.8, ls=":", label="frontier of all", zorder=1,
-        )  # fmt: skip
+        tokens, accuracy = zip(*((point.tokens, point.accuracy) for point in axis.frontier), strict=True)
+        plot.step(tokens, accuracy, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
         if axis.verdict == "saturated" and axis.saturated_at is not None:
-            plot.axvline(axis.saturated_at, color="#888888", lw=0.8, ls="--", zorder=0)
+            plot.axvline(axis.saturated_at, color=GREY, lw=0.8, ls="--", zorder=0, label="saturated")
         plot.set_xscale("log", base=2)
         plot.xaxis.set_major_formatter("{x:g}")
-        plot.set_xlabel("tokens spent on a problem (mean)")
+        plot.set_xlabel("tokens spent on a problem (mean; small figures are thinking caps)")
         plot.set_ylabel(f"accuracy on {axis.thinkers[-1].caps[0].accuracy.problems} test problems")
     return figure
 
 
 def svg(figure: Figure) -> str:
     """The figure as an <svg> element; the same figure gives the same text."""
-    with mpl.rc_context({"svg.hashsalt": "ponder"}):
+    with mpl.rc_context({"svg.hashsalt": "ponder", "svg.fonttype": "none"}):  # text stays text, in the page's font
         out = StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue().replace(CURRENT, "currentColor")
@@ -89,30 +96,40 @@ def svg(figure: Figure) -> str:
 
 
 @contextmanager
-def _figure(theme: Theme, title: str, subtitle: str) -> Iterator[tuple[Figure, Plot]]:
+def _figure(
+    theme: Theme, title: str, subtitle: str, legend: Literal["lower right", "upper left"]
+) -> Iterator[tuple[Figure, Plot]]:
     """A figure with one plot, dressed and titled; its legend is drawn when the block ends."""
-    style: dict[str, Any] = {
+    style: Any = {  # matplotlib's type for it names each of 300 keys
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme.ink),
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.background),
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-        "grid.color": "#888888", "grid.alpha": 0.25, "grid.linewidth": 0.6, "font.size": 9, "legend.frameon": False,
+        "grid.color": GREY, "grid.alpha": 0.25, "grid.linewidth": 0.6, "font.size": 9, "legend.fontsize": 8,
+        "legend.frameon": False, "axes.formatter.use_mathtext": True,
     }  # fmt: skip
     with mpl.rc_context(style):
-        figure = Figure(figsize=(7.6, 4.9), dpi=150, layout="constrained")
+        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
         plot = figure.add_subplot()
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        plot.set_title(fill(subtitle, 110), loc="left", fontsize=8, pad=8)
+        plot.set_title(fill(subtitle, 115), loc="left", x=-0.07, fontsize=8, pad=8)
         yield figure, plot
         plot.set_ylim(0, 1)
-        plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        entries = sorted(zip(*plot.get_legend_handles_labels(), strict=True), key=lambda entry: not _measured(entry[0]))
+        handles, labels = zip(*entries, strict=True)
+        plot.legend(handles, labels, loc=legend)
+
+
+def _measured(handle: object) -> bool:
+    """Points with intervals come first in a legend."""
+    return isinstance(handle, ErrorbarContainer)
 
 
 def _draw_points(plot: Plot, axis: TrainAxis) -> None:
-    """Filled up to the split, hollow beyond."""
-    parts = ((slice(None), BLUE, "measured"),)
+    """Filled up to the split, hollow beyond, with intervals."""
+    shown = [(slice(None), BLUE, "measured")]
     if axis.half is not None:
-        parts = ((slice(axis.split), BLUE, "fitted half"), (slice(axis.split, None), "none", "checked half"))  # type: ignore[assignment]
-    for part, face, label in parts:
+        shown = [(slice(axis.split), BLUE, "first half"), (slice(axis.split, None), "none", "second half, held out")]
+    for part, face, label in shown:
         accuracies = axis.accuracies[part]
         plot.errorbar(
             axis.compute[part], [a.value for a in accuracies], yerr=_errors(accuracies), fmt="o", color=BLUE, mfc=face,
@@ -129,44 +146,32 @@ def _draw_fit(plot: Plot, axis: TrainAxis) -> None:
         plot.plot(known, axis.half.fit.at(known), color=BLUE, lw=1.6, label="fit of the first half")
         plot.plot(ahead, axis.half.fit.at(ahead), color=BLUE, lw=1.6, ls="--")
         low, high = axis.half.band(ahead, np.full(len(ahead), float(np.median(axis.sizes))))
-        plot.fill_between(ahead, low, high, color=BLUE, alpha=0.15, lw=0, label="predicted (95 %)")
+        plot.fill_between(ahead, low, high, color=BLUE, alpha=0.15, lw=0, label="predicted from it, 95 %")
     if axis.whole is not None:
         grid = np.linspace(0, end, 160)
         fit = axis.whole.fit
-        plot.plot(grid, fit.at(grid), color=RED, lw=1, label=f"fit of all: A = {fit.ceiling:.2f}")
+        plot.plot(grid, fit.at(grid), color=RED, lw=1, label=f"fit of all points, ceiling {fit.ceiling:.2f}")
 
 
 def _draw_thinkers(plot: Plot, axis: ThinkingAxis) -> None:
-    """A line for each policy; the first grey, the last blue, checkpoints between in lighter blue."""
+    """A line over the caps of each policy: the first grey, the last blue, checkpoints between in growing blue."""
     for rank, thinker in enumerate(axis.thinkers):
         last = rank == len(axis.thinkers) - 1
-        color = BLUE if last else "#888888" if rank == 0 else SKY
-        alpha = 1.0 if last or rank == 0 else 0.35 + 0.5 * rank / len(axis.thinkers)
-        tokens, accuracies = [c.tokens for c in thinker.caps], [c.accuracy for c in thinker.caps]
+        color = BLUE if last else GREY if rank == 0 else SKY
+        accuracies = [cell.accuracy for cell in thinker.caps]
         plot.errorbar(
-            tokens, [a.value for a in accuracies], yerr=_errors(accuracies), fmt="o-", color=color, alpha=alpha,
-            ms=4 if last else 3, lw=1.8 if last else 1.2, elinewidth=0.8, capsize=2 if last else 0,
-            label=f"{thinker.name}, by cap", zorder=4 if last else 2,
+            [cell.tokens for cell in thinker.caps], [a.value for a in accuracies], yerr=_errors(accuracies), fmt="o-",
+            color=color, alpha=1 if color != SKY else 0.3 + 0.7 * rank / len(axis.thinkers), ms=4 if last else 3,
+            lw=1.8 if last else 1.2, elinewidth=0.8, capsize=2 if last else 0, label=f"{thinker.name}, by cap",
+            zorder=4 if last else 2,
         )  # fmt: skip
         if thinker.direct is not None:
-            direct = thinker.direct
-            plot.plot(
-                direct.tokens,
-                direct.accuracy.value,
-                "D",
-                color=color,
-                ms=6,
-                mfc="none",
-                label=f"{thinker.name}, direct",
-            )
+            at = (thinker.direct.tokens, thinker.direct.accuracy.value)
+            plot.plot(*at, "D", color=color, ms=6, mfc="none", label=f"{thinker.name}, answers at once")
     for cell in axis.thinkers[-1].caps:
-        _annotate(plot, cell)
-
-
-def _annotate(plot: Plot, cell: Cell) -> None:
-    if cell.budget is not None:
         at = (cell.tokens, cell.accuracy.value)
-        plot.annotate(str(cell.budget), at, xytext=(4, -9), textcoords="offset points", fontsize=7, color=BLUE)
+        text = "" if cell.budget is None else str(cell.budget)
+        plot.annotate(text, at, xytext=(5, -9), textcoords="offset points", fontsize=7, color=BLUE)
 
 
 def _draw_samples(plot: Plot, thinker: Thinker) -> None:
@@ -182,5 +187,6 @@ def _draw_samples(plot: Plot, thinker: Thinker) -> None:
             plot.plot(*zip(*known, strict=True), style, color=color, ms=4, lw=1.2, label=f"{thinker.name}, {label}")
 
 
-def _errors(accuracies: list[Any]) -> np.ndarray:
+def _errors(accuracies: Sequence[Accuracy]) -> Array:
+    """[2, n] distances down and up to the interval's ends."""
     return np.array([[a.value - a.ci95[0] for a in accuracies], [a.ci95[1] - a.value for a in accuracies]])

@@ -55,7 +55,7 @@ class Thinker:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """The best that so many tokens bought; `by` is cap, majority or pass@k."""
+    """The best that so many tokens bought; `by` is cap, direct, majority or pass@k."""
 
     tokens: float
     accuracy: float
@@ -148,10 +148,9 @@ def _measured(thinker: Thinker) -> Iterable[FrontierPoint]:
 
 
 def _thinker(policy: Policy) -> Thinker:
-    caps = policy.caps()
-    direct = next((cell for cell in policy.cells if cell.prompt == "direct"), None)
-    gain = gain_between(direct.accuracy, caps[-1].accuracy) if direct else None
-    return Thinker(policy.name, tuple(caps), tuple(_by_samples(caps[-1])), direct, gain)
+    direct, longest = policy.direct, policy.longest
+    gain = gain_between(direct.accuracy, longest.accuracy) if direct else None
+    return Thinker(policy.name, policy.chains, tuple(_by_samples(longest)), direct, gain)
 
 
 def _by_samples(cell: Cell) -> Iterable[SamplePoint]:

@@ -11,6 +11,9 @@ from rl.evaluation.intervals import QUANTILES, interval, means, resample
 from rl.evaluation.points import Accuracy, Array, RunPoints, TrainPoint
 from rl.evaluation.verdicts import MIN_CHECK, MIN_FIT, Verdict, decide, name_bottleneck, read_signals
 
+FIT_DRAWS = 400
+"""Resamples that are fitted; a fit takes milliseconds."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -25,9 +28,9 @@ class Prediction:
 
         Curves of the resamples, plus a measurement's noise: sqrt(p (1 - p) / size), widened by `scatter`.
         """
-        curves = np.stack([draw.at(compute) for draw in self.draws])  # [draws, n]
-        spread = self.scatter * np.sqrt(curves * (1 - curves) / sizes)
-        measured = curves + spread * np.random.default_rng(1).standard_normal(curves.shape)
+        curves = np.clip([draw.at(compute) for draw in self.draws], 0, 1)  # [draws, n]
+        noise = np.random.default_rng(1).standard_normal((len(curves), 1))  # one for all n: each is judged alone
+        measured = curves + noise * self.scatter * np.sqrt(curves * (1 - curves) / sizes)
         low, high = np.quantile(np.clip(measured, 0, 1), QUANTILES, axis=0)
         return low, high
 
@@ -93,7 +96,7 @@ def measure_training(run: RunPoints, x: str, seeds: tuple[TrainAxis, ...] = ()) 
         low, high = half.band(compute, sizes)
         inside = float(np.mean((low <= values)[split:] & (values <= high)[split:]))
         band_at_end = float(high[-1] - low[-1]) / 2
-    slope = measure_slope(compute, accuracies, whole.scatter) if whole is not None and checked else None
+    slope = measure_slope(compute, accuracies) if checked else None
     verdict = decide(slope.ci95) if slope is not None else "undecided"
     signals = read_signals(run.rows, run.config)
     bottleneck = None if verdict == "rising" else name_bottleneck(signals)
@@ -103,35 +106,39 @@ def measure_training(run: RunPoints, x: str, seeds: tuple[TrainAxis, ...] = ()) 
 
 
 def predict(compute: Array, accuracies: list[Accuracy]) -> Prediction:
-    """Fit points [n] from the base (compute 0, first) on, and fit their resamples.
-
-    R0 is the measured base. Points scatter more than their problems explain, since checkpoints differ too: `scatter` is
-    the root of chi2 / (n - 1 - 3) where that is above 1 (Birge 1932), and resamples get what is missing as noise.
-    """
+    """Fit points [n] from the base (compute 0, first) on, and fit their resamples; R0 is the measured base."""
     values, spread = means(accuracies)
     fit = fit_curve(compute, values, spread, values[0])
-    chi2 = float((((values - fit.at(compute)) / spread)[1:] ** 2).sum())
-    scatter = max(1.0, chi2 / max(1, len(values) - 4)) ** 0.5
-    resampled = _with_scatter(resample(accuracies), spread, scatter)
+    scatter = excess_scatter(((values - fit.at(compute)) / spread)[1:], parameters=3)
+    resampled = _scattered(resample(accuracies, FIT_DRAWS), spread, scatter)
     draws = tuple(fit_curve(compute, row, spread, float(row[0]), near=fit) for row in resampled)
     return Prediction(fit, draws, scatter)
 
 
-def measure_slope(compute: Array, accuracies: list[Accuracy], scatter: float) -> Slope:
+def measure_slope(compute: Array, accuracies: list[Accuracy]) -> Slope:
     """Of the last third of points [n], at least three."""
     third = max(3, round(len(accuracies) / 3))
-    last = accuracies[-third:]
-    x = np.log2(compute[-third:])
+    last, x = accuracies[-third:], np.log2(compute[-third:])
     values, spread = means(last)
     weights = spread**-2 / (spread**-2).sum()
-    direction = weights * (x - weights @ x)
-    direction = direction / (direction @ x)  # slope = direction @ y: weighted least squares
+    centred = x - weights @ x
+    direction = weights * centred / (weights @ centred**2)  # direction @ values: the weighted least-squares slope
     slope = float(direction @ values)
-    draws = _with_scatter(resample(last), spread, scatter) @ direction
+    scatter = excess_scatter((values - weights @ values - slope * centred) / spread, parameters=2)
+    draws = _scattered(resample(last), spread, scatter) @ direction
     width = float(x[-1] - x[0])
     return Slope(third, slope * width, interval(draws * width), slope, interval(draws))
 
 
-def _with_scatter(resampled: Array, spread: Array, scatter: float) -> Array:
+def excess_scatter(residuals: Array, parameters: int) -> float:
+    """Root of chi2 / (n - parameters) of residuals [n] in standard deviations, at least 1 (Birge 1932).
+
+    Above 1 where points differ by more than their problems explain: checkpoints differ, too.
+    """
+    return max(1.0, float(residuals @ residuals) / max(1, len(residuals) - parameters)) ** 0.5
+
+
+def _scattered(resampled: Array, spread: Array, scatter: float) -> Array:
+    """Resamples [draws, n] with the scatter that resampling problems can't give, as normal noise."""
     noise = np.random.default_rng(2).standard_normal(resampled.shape)
     return np.asarray(np.clip(resampled + noise * spread * (scatter**2 - 1) ** 0.5, 0, 1))

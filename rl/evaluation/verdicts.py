@@ -21,8 +21,8 @@ SMALL_GAIN = 0.05
 SIGNALS = {
     "truncated": (0.10, "chains cut at the token limit"),
     "no_variance": (0.50, "groups whose chains all score alike"),
-    "entropy_loss": (0.75, "of the entropy gone"),
-    "mismatch": (1.0, "times the bound of the mismatch KL between server and learner"),
+    "entropy_loss": (0.75, "entropy lost since the start"),
+    "mismatch": (1.0, "mismatch of server and learner over its bound"),
     "repeated": (0.20, "attempts that repeat an earlier one"),
 }
 """What may hold training back: the value from which it is named, and its words."""
@@ -69,8 +69,8 @@ def name_bottleneck(signals: dict[str, float | None]) -> str:
 
 
 def _words(name: str, value: float) -> str:
-    amount = f"{value:.1f}" if name == "mismatch" else f"{value:.0%}"
-    return f"{amount} {SIGNALS[name][1]}"
+    amount = f"{value:.1f}" if name == "mismatch" else f"{100 * value:.0f} %"
+    return f"{SIGNALS[name][1]} {amount}"
 
 
 def _mismatch_bound(config: dict[str, Any]) -> float:

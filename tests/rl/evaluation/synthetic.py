@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from rl.evaluation.fits import Fit
-from rl.evaluation.points import Accuracy, Array
+from rl.evaluation.points import Accuracy
 
 CURVE = Fit(base=0.25, ceiling=0.85, midpoint=4e12, exponent=1.3)
 CAPS = (0, 16, 32, 64, 128, 256, 512, 1024)
@@ -76,11 +76,6 @@ def write_cells(path: Path, cells: list[dict[str, Any]]) -> Path:
     """An evaluation file."""
     path.write_text(json.dumps({"cells": cells, "versions": {}, "command": "synthetic"}))
     return path
-
-
-def spread(values: Array) -> float:
-    """Standard deviation of a sample."""
-    return float(values.std(ddof=1))
 
 
 def _capped(cap: int | None, ceiling: float, spent: float, told: bool) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""From a run directory to JSON, words and pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from rewards.errors import BadInput
+from rl.evaluation.axes import Axes, as_json, read_axes, summarise, verdicts
+from rl.evaluation.figures import PAGE, svg, thinking_figure, train_figure
+from tests.rl.evaluation.synthetic import cell, outcomes, write_cells, write_run
+
+
+@pytest.fixture(scope="module")
+def axes(tmp_path_factory: pytest.TempPathFactory) -> Axes:
+    folder = write_run(tmp_path_factory.mktemp("runs") / "axes")
+    write_run(folder / "seed-2", steps=(0, 10, 20), seed=2)
+    return read_axes([folder])
+
+
+def test_json_has_what_the_contract_names(axes: Axes) -> None:
+    data = json.loads(json.dumps(as_json(axes), allow_nan=False))
+    train, thinking = data["train_axis"], data["thinking_axis"]
+    assert len(train["points"]) == 17
+    assert train["points"][3].items() >= {"step": 30, "flops": 3e12, "tokens": 1.2e6, "seconds": 600.0}.items()
+    assert train["fit"]["first_half"]["points"] == 9
+    assert train["fit"]["all"]["R0"] == train["points"][0]["accuracy"]
+    low, high = train["fit"]["all"]["A_ci95"]
+    assert low <= 0.85 <= high
+    assert train["inside"] >= 0.8
+    assert 0 < train["band_at_end"] <= 0.15
+    assert set(train["slope_last_third"]) == {"points", "gain", "ci95", "per_doubling", "per_doubling_ci95"}
+    assert train["verdict"] in ("rising", "saturated", "undecided")
+    assert (train["bottleneck"] is None) == (train["verdict"] == "rising")
+    assert [seed["run"] for seed in train["seeds"]] == ["seed-2"]
+    assert len(thinking["points"]) == 27
+    assert thinking["policy"] == "final"
+    assert thinking["doublings"] == sum(d["counts"] for d in thinking["doubling_list"]) >= 5
+    assert thinking["doubling_list"][0]["from"] == 16
+    assert {row["k"] for row in thinking["samples"]} == {1, 2, 4, 8, 16}
+    assert [row["policy"] for row in thinking["direct"]] == ["base", "step 80", "final"]
+    assert thinking["saturated_at"] is None or thinking["saturated_at"] > 0
+
+
+def test_words_and_verdicts_agree(axes: Axes) -> None:
+    said, found = summarise(axes), verdicts(axes)
+    assert said[0].startswith(f"training axis: {found['train_axis']}. ")
+    assert said[1].startswith("  seed-2: undecided. ")
+    assert said[-1].startswith(f"thinking axis: {found['thinking_axis']}. ")
+    assert verdicts(Axes(None, None)) == {"train_axis": "undecided", "thinking_axis": "undecided"}
+
+
+def test_one_axis_at_hand_leaves_the_other_null(tmp_path: Path) -> None:
+    rows = [cell(outcomes(mean, 100, 1, 1), cap, budget=cap) for mean, cap in ((0.2, 16), (0.5, 32))]
+    axes = read_axes([write_cells(tmp_path / "e.json", rows)])
+    data = as_json(axes)
+    assert data["train_axis"] is None
+    assert data["thinking_axis"]["doublings"] == 1
+    assert len(summarise(axes)) == 1
+    folder = write_run(tmp_path / "run", steps=(0, 10))
+    for label in ("base", "budgets-step-80", "final"):
+        (folder / f"eval/{label}.json").unlink()
+    assert read_axes([folder]).thinking is None
+
+
+def test_files_without_outcomes_still_work(tmp_path: Path) -> None:
+    data = as_json(read_axes([write_run(tmp_path / "old", told=False)]))
+    assert data["train_axis"]["inside"] >= 0.8
+    assert data["thinking_axis"]["doublings"] >= 3
+    assert all(row["derived"] is None for row in data["thinking_axis"]["samples"])
+
+
+def test_an_evaluation_beside_a_run_leaves_the_runs_verdict(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=(0, 10))
+    beside = write_cells(tmp_path / "patient.json", [cell(outcomes(0.5, 512, 1, 9), 90)])
+    axes = read_axes([folder, beside])
+    assert axes.thinking is not None
+    assert [thinker.name for thinker in axes.thinking.thinkers] == ["patient", "base", "step 80", "final"]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--x 'hours'"):
+        read_axes([tmp_path], "hours")
+    with pytest.raises(BadInput, match="one point makes no axis"):
+        read_axes([write_cells(tmp_path / "one.json", [cell([[1, 1], [0, 1]], 9)])])
+
+
+def test_pictures_hold_the_points_and_the_verdict(axes: Axes) -> None:
+    assert axes.train is not None
+    (plot,) = train_figure(axes).axes
+    assert {"fit of the first half", "predicted from it, 95 %", "first half", "second half, held out", "seed-2"} <= set(
+        plot.get_legend_handles_labels()[1]
+    )
+    drawn = {
+        part.get_label(): np.asarray(part.lines[0].get_xdata())
+        for part in plot.containers
+        if isinstance(part, ErrorbarContainer)
+    }
+    assert [*drawn["first half"], *drawn["second half, held out"]] == list(axes.train.compute)
+    assert axes.train.verdict in svg(train_figure(axes))
+    (plot,) = thinking_figure(axes).axes
+    assert plot.get_xscale() == "log"
+    assert {"base, by cap", "final, by cap", "final, pass@k, derived", "frontier of all"} <= set(
+        plot.get_legend_handles_labels()[1]
+    )
+
+
+def test_a_picture_in_a_page_takes_its_colour_and_is_the_same_each_time(axes: Axes) -> None:
+    for figure in (train_figure, thinking_figure):
+        text = svg(figure(axes, PAGE))
+        assert text == svg(figure(axes, PAGE))
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "currentColor" in text
+        assert "#010203" not in text
+        assert "#ffffff" not in text
+
+
+def test_few_points_are_drawn_without_a_fit(tmp_path: Path, axes: Axes) -> None:
+    few = read_axes([write_run(tmp_path / "few", steps=(0, 10, 20))])
+    (plot,) = train_figure(few).axes
+    assert plot.get_legend_handles_labels()[1] == ["measured"]
+    with pytest.raises(ValueError, match="no training axis"):
+        train_figure(replace(axes, train=None))
+    with pytest.raises(ValueError, match="no thinking axis"):
+        thinking_figure(replace(axes, thinking=None))

@@ -1,0 +1,147 @@
+"""The training axis on runs whose curve is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from rl.evaluation import training
+from rl.evaluation.fits import Fit
+from rl.evaluation.points import Accuracy, Array, RunPoints, TrainPoint
+from rl.evaluation.training import measure_slope, measure_training, predict
+from rl.evaluation.words import say_training
+from tests.rl.evaluation.synthetic import CURVE, accuracy, outcomes
+
+STEPS = tuple(range(0, 170, 10))
+
+
+def run_on(
+    curve: Callable[[Array], Array], steps: Sequence[int] = STEPS, told: bool = True, seed: int = 0, samples: int = 2
+) -> RunPoints:
+    """1e11 FLOPs a step, 256 problems."""
+    points = []
+    for step in steps:
+        mean = float(curve(np.array([step * 1e11]))[0])
+        measured = accuracy(outcomes(mean, 256, samples, seed * 1000 + step, seed))
+        measured = measured if told else Accuracy(measured.value, measured.ci95, 256)
+        compute = {"flops": step * 1e11, "tokens": step * 4e4, "steps": float(step), "seconds": step * 20.0}
+        points.append(TrainPoint(step, compute, measured))
+    return RunPoints("synthetic", tuple(points))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_first_half_foretells_the_second(told: bool) -> None:
+    axis = measure_training(run_on(CURVE.at, told=told), "flops")
+    assert axis.split == 9
+    assert axis.inside is not None
+    assert axis.band_at_end is not None
+    assert axis.inside >= 0.8
+    assert axis.band_at_end < 0.15
+    assert "band that the first predicts" in say_training(axis)
+
+
+def test_the_band_holds_new_points_about_95_times_in_100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 40 runs, each with other problems and samples."""
+    monkeypatch.setattr(training, "FIT_DRAWS", 100)
+    held = []
+    for seed in range(40):
+        points = run_on(CURVE.at, STEPS[::2], seed=seed, samples=1).train
+        compute, measured = np.array([p.compute["flops"] for p in points]), [p.accuracy for p in points]
+        low, high = predict(compute[:5], measured[:5]).band(compute[5:], np.full(4, 256.0))
+        values = np.array([accuracy.value for accuracy in measured[5:]])
+        held.append(np.mean((low <= values) & (values <= high)))
+    assert 0.9 <= np.mean(held) <= 0.995
+
+
+def test_a_second_half_off_the_curve_falls_outside() -> None:
+    axis = measure_training(run_on(lambda c: np.where(c > 8e12, 0.15, CURVE.at(c)), STEPS), "flops")
+    assert axis.inside is not None
+    assert axis.inside < 0.2
+    assert axis.verdict != "rising"
+
+
+def test_rising() -> None:
+    axis = measure_training(run_on(lambda c: 0.1 + 0.7 * c / 1.6e13), "flops")
+    assert axis.slope is not None
+    assert axis.slope.points == 6
+    assert axis.slope.ci95[0] > 0
+    assert (axis.verdict, axis.bottleneck) == ("rising", None)
+
+
+def test_saturated_names_a_bottleneck() -> None:
+    axis = measure_training(run_on(lambda c: 0.2 + 0.6 * np.minimum(1, c / 3e12), samples=8), "flops")
+    assert (axis.verdict, axis.bottleneck) == ("saturated", "none seen")
+    assert axis.whole is not None
+    assert axis.whole.fit.ceiling == pytest.approx(0.8, abs=0.03)
+
+
+def test_slope_worked_by_hand() -> None:
+    line = [accuracy(None, 0.5 + 0.05 * i, 10**6) for i in range(9)]
+    slope = measure_slope(2.0 ** np.arange(9), line)
+    assert slope.points == 3
+    assert slope.per_doubling == pytest.approx(0.05, rel=1e-3)
+    assert slope.gain == pytest.approx(0.1, rel=1e-3)
+    assert slope.gain == pytest.approx(np.mean(slope.ci95), abs=1e-3)
+
+
+def test_slope_is_the_weighted_fit_of_numpy() -> None:
+    points = [accuracy(None, value, size) for value, size in ((0.5, 100), (0.6, 400), (0.58, 200), (0.7, 900))] * 3
+    compute = np.array([3.0, 5.0, 7.0, 11.0] * 3).cumsum()
+    slope = measure_slope(compute, points)
+    spread = np.array([point.variance**0.5 for point in points[-4:]])
+    expected = np.polyfit(np.log2(compute[-4:]), [point.value for point in points[-4:]], 1, w=1 / spread)[0]
+    assert slope.per_doubling == pytest.approx(expected)
+
+
+def test_scatter_worked_by_hand() -> None:
+    # 4 + 4 + 1 + 0 + 0 = 9 over 5 - 2
+    assert training.excess_scatter(np.array([2.0, -2.0, 1.0, 0.0, 0.0]), parameters=2) == pytest.approx(3**0.5)
+    assert training.excess_scatter(np.array([0.1, 0.2]), parameters=3) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("count", "fitted", "checked"),
+    [(2, False, False), (3, False, False), (4, True, False), (7, True, False), (8, True, True)],
+)
+def test_too_few_points_say_less(count: int, fitted: bool, checked: bool) -> None:
+    axis = measure_training(run_on(CURVE.at, STEPS[:count]), "flops")
+    assert (axis.whole is not None) == fitted
+    assert (axis.half is not None, axis.slope is not None, axis.inside is not None) == (checked,) * 3
+    if not checked:
+        assert axis.verdict == "undecided"
+        assert "too few points" in say_training(axis)
+
+
+def test_without_the_base_there_is_no_fit() -> None:
+    axis = measure_training(run_on(CURVE.at, STEPS[1:]), "flops")
+    assert (axis.whole, axis.verdict) == (None, "undecided")
+    assert "step-0" in say_training(axis)
+
+
+def test_points_are_ordered_by_compute() -> None:
+    run = run_on(CURVE.at, STEPS[::-1])
+    assert [point.step for point in measure_training(run, "steps").points] == list(STEPS)
+
+
+def test_checkpoints_that_jump_widen_the_band() -> None:
+    compute = np.arange(12.0)
+    jump = 0.08 * np.array([0, 1, -1] * 4)
+    values = np.clip(Fit(0.2, 0.8, 3.0, 1.5).at(compute) + jump, 0, 1)
+    calm = predict(compute, [accuracy(None, float(v), 256) for v in values - jump])
+    wild = predict(compute, [accuracy(None, float(v), 256) for v in values])
+    assert calm.scatter == 1.0
+    assert wild.scatter > 1.5
+
+    def width(prediction: training.Prediction) -> float:
+        low, high = prediction.band(np.array([11.0]), np.array([256.0]))
+        return float(high[0] - low[0])
+
+    assert width(wild) > 1.5 * width(calm)
+
+
+def test_the_same_points_give_the_same_figures() -> None:
+    first, second = (measure_training(run_on(CURVE.at, STEPS[:9]), "flops") for _ in range(2))
+    assert first.band_at_end == second.band_at_end
+    assert first.slope == second.slope
