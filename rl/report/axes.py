@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rewards.errors import BadInput
-from rl.evaluation.axes import Axes, read_axes
+from rl.evaluation.axes import read_axes
 from rl.evaluation.figures import PAGE, thinking_figure, train_figure
 from rl.evaluation.words import say_thinking, say_training
 from rl.report.figures import to_svg
@@ -19,7 +19,6 @@ NO_TRAINING = (
     "This run has fewer than two points on this axis. They are evaluations on val along the way: set eval.every."
 )
 NO_THINKING = "Thinking was not measured at several budgets. Set eval.budgets, or try ponder eval RUN --budget 0,16,32."
-SIZE = (6.4, 4.7)  # inches
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class AxisSection:
 
 def draw_axes(record: Record) -> list[AxisSection]:
     """The sections of both axes, for a run with the seeds below it."""
-    try:
-        axes = read_axes([record.run.path])
-    except BadInput:  # nothing in it can be placed on an axis
-        axes = Axes(None, None)
     training = AxisSection("training", TRAINING, missing=NO_TRAINING)
     thinking = AxisSection("thinking", THINKING, missing=NO_THINKING)
+    try:
+        axes = read_axes([record.run.path])
+    except BadInput as error:  # nothing in it can be placed on an axis, or not without doubt
+        return [replace(section, missing=f"Not drawn. {error}") for section in (training, thinking)]
     if axes.train is not None:
         svg = _draw(train_figure(axes, PAGE), "training", TRAINING)
         training = AxisSection("training", TRAINING, axes.train.verdict, say_training(axes.train), svg)
@@ -52,10 +51,8 @@ def draw_axes(record: Record) -> list[AxisSection]:
 
 
 def _draw(figure: Figure, name: str, title: str) -> Markup:
-    """The figure for a page: its titles are said there in the page's type, and its legend stands below, for phones."""
+    """The figure without its titles, which the page says in its own type."""
     figure.suptitle("")
-    figure.set_size_inches(SIZE)
     for axes in figure.axes:
         axes.set_title("", loc="left")
-        axes.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     return to_svg(figure, name, title)

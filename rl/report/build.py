@@ -37,10 +37,14 @@ class Examples:
 def build_report(run_dir: Path, out: Path | None = None) -> Path:
     """Write the report of a run directory and return its path (`out`, else report.html in the run).
 
-    Raises BadInput where `run_dir` holds no run, or a file of it is broken.
+    Raises BadInput where `run_dir` holds no run, a file of it is broken, or the page can't be written.
     """
     path = out or run_dir / FILE
-    write_atomic(path, render(read_record(run_dir)))
+    page = render(read_record(run_dir))
+    try:
+        write_atomic(path, page)
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise BadInput(f"can't write {path}: {error.strerror}; choose another --out") from None
     return path
 
 
@@ -59,10 +63,11 @@ def _content(record: Record) -> dict[str, Any]:
         "sentence": sentence(record),
         "tiles": tiles(record),
         "axes": draw_axes(record),
-        "difficulty": by_difficulty(record, comparison) if comparison else [],
+        "difficulty": by_difficulty(comparison) if comparison else [],
         "behaviour": draw_panels(BEHAVIOUR, record.rows),
-        "changes": change_rows(record.changes),
+        "changes": compare_traits(record.changes or {}),
         "controls": (record.changes or {}).get("controls") or [],
+        "beyond": (record.changes or {}).get("beyond_patience"),
         "panels": draw_panels(PANELS, record.rows, config.mismatch_bound if config else None),
         "silent": silent_panels(PANELS, record.rows),
         "examples": find_examples(record),
@@ -81,20 +86,32 @@ def find_examples(record: Record) -> Examples:
     if record.config is None:
         return Examples(missing=f"The tokenizer is not known: {record.config_problem}")
     model = record.config.model
+    saved = next(record.run.checkpoints.glob("step-*/tokenizer.json"), None)  # as good, and no hub is asked for it
+    path = saved.parent if saved else model.path
     try:
-        template = Template.load(model.path, think=model.think, system_prompt=model.system_prompt)
+        template = Template.load(path, think=model.think, system_prompt=model.system_prompt)
     except BadInput as error:
         return Examples(missing=f"Chains are kept as ids, and the model's tokenizer is not here: {error}")
     pairs = pair_chains(groups[0], groups[1])
     return Examples(pick_examples(pairs, template), {outcome: len(found) for outcome, found in pairs.items()})
 
 
-def change_rows(changes: dict[str, Any] | None) -> list[tuple[str, Any, Any]]:
-    """(quantity, base, final) of eval/changes.json, nested quantities by their path."""
-    if not changes:
-        return []
-    base, final = (_flat(changes.get(side) or {}) for side in ("base", "final"))
-    return [(name, base.get(name), final.get(name)) for name in dict.fromkeys([*base, *final])]
+@dataclass(frozen=True)
+class Traits:
+    """Means of the chains' traits: `rows` hold a (base, trained) pair for each scope, all chains first."""
+
+    scopes: Sequence[str]
+    rows: Sequence[tuple[str, list[tuple[Any, Any]]]]
+
+
+def compare_traits(changes: dict[str, Any]) -> Traits | None:
+    """The traits of eval/changes.json side by side, overall and by difficulty; None where it has none."""
+    sides = [changes.get(side) or {} for side in ("base", "final")]
+    levels = list(sides[0].get("by_difficulty", {}))
+    scopes = [sides, *([side.get("by_difficulty", {}).get(level, {}) for side in sides] for level in levels)]
+    names = [name for name, value in sides[0].items() if not isinstance(value, dict)]
+    rows = [(name, [(base.get(name), final.get(name)) for base, final in scopes]) for name in names]
+    return Traits(["all", *(f"difficulty {level}" for level in levels)], rows) if rows else None
 
 
 def setup_rows(record: Record) -> list[tuple[str, str]]:
@@ -109,15 +126,6 @@ def setup_rows(record: Record) -> list[tuple[str, str]]:
     return rows + [(name, str(version)) for name, version in versions.items()]
 
 
-def _flat(data: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """{"tokens": {"3": 1}} as {"tokens, 3": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        label = f"{path}, {name}" if path else str(name)
-        flat |= _flat(value, label) if isinstance(value, dict) else {label: value}
-    return flat
-
-
 def _environment() -> jinja2.Environment:
     folder = Path(__file__).parent
     environment = jinja2.Environment(
@@ -128,16 +136,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["style"] = css_variables() + Markup((folder / "page.css").read_text())
-    for shown in (numbers.number, numbers.share, numbers.duration, numbers.accuracy, numbers.interval):
+    for shown in (numbers.number, numbers.share, numbers.duration, numbers.accuracy, numbers.interval, numbers.points):
         environment.filters[shown.__name__] = shown
-    environment.filters["value"] = _value
     return environment
-
-
-def _value(value: Any) -> str:
-    """Anything from a JSON file: numbers short, pairs as an interval, the rest as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float | list | None):
-        return str(value)
-    if isinstance(value, list):
-        return " to ".join(_value(item) for item in value)
-    return numbers.number(value)

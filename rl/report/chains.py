@@ -61,7 +61,7 @@ def pick_examples(pairs: dict[str, list[Paired]], template: Template) -> list[Ex
     return [
         Example(
             outcome,
-            problem.id,
+            printable(problem.id),
             printable(_prompt_text(problem)),
             problem.difficulty,
             (show_chain(first, template), show_chain(last, template)),

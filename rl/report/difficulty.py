@@ -1,8 +1,7 @@
-"""Before and after by difficulty: accuracy with intervals, and the tokens that a problem got."""
+"""Accuracy before and after by difficulty, with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,7 @@ from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from rl.report.figures import AFTER, BEFORE, new_figure, to_svg
-from rl.report.record import Comparison, Record
-from rollout.types import Group
+from rl.report.record import Comparison
 
 SIZE = (4.2, 2.6)  # inches
 OFFSET = 0.07  # of both sides from the level's place, so that their intervals stand apart
@@ -22,39 +20,24 @@ Levels = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class ByDifficulty:
-    """One task's figure and the rows of its table."""
+    """One task's figure and the rows of its table: (difficulty, before, after)."""
 
     task: str
     prompt: str
     svg: Markup
-    rows: list[tuple[str, dict[str, Any], dict[str, Any], float | None, float | None]]
-    """(difficulty, before, after, tokens before, tokens after); tokens are None where no chains were kept."""
+    rows: list[tuple[str, dict[str, Any], dict[str, Any]]]
 
 
-def by_difficulty(record: Record, comparison: Comparison) -> list[ByDifficulty]:
+def by_difficulty(comparison: Comparison) -> list[ByDifficulty]:
     """A figure for each task and prompt whose cells say accuracy by difficulty."""
-    groups = [record.chains(label) or [] for label in comparison.labels]
-    alone = len({before["task"] for before, _ in comparison.cells}) == 1
     found = []
     for i, (before, after) in enumerate(comparison.cells):
-        if levels := [level for level in before["by_difficulty"] if level in after["by_difficulty"]]:
-            tokens = [mean_tokens(side, None if alone else before["task"]) for side in groups]
-            rows = [
-                (d, before["by_difficulty"][d], after["by_difficulty"][d], tokens[0].get(d), tokens[1].get(d))
-                for d in levels
-            ]
-            svg = _draw(f"difficulty{i}", levels, (before["by_difficulty"], after["by_difficulty"]), comparison.names)
+        sides: tuple[Levels, Levels] = before.get("by_difficulty", {}), after.get("by_difficulty", {})
+        if levels := [level for level in sides[0] if level in sides[1]]:
+            svg = _draw(f"difficulty{i}", levels, sides, comparison.names)
+            rows = [(level, sides[0][level], sides[1][level]) for level in levels]
             found.append(ByDifficulty(before["task"], before["prompt"], svg, rows))
     return found
-
-
-def mean_tokens(groups: Sequence[Group], task: str | None) -> dict[str, float]:
-    """Mean sampled tokens a chain at each difficulty; of one of several tasks, whose problems' ids begin with it."""
-    counts: dict[str, list[int]] = {}
-    for group in groups:
-        if task is None or group.problem.id.startswith((f"{task}/", f"{task}:")):
-            counts.setdefault(f"{group.problem.difficulty:g}", []).extend(c.sampled_count for c in group.chains)
-    return {level: sum(values) / len(values) for level, values in counts.items() if values}
 
 
 def _draw(name: str, levels: list[str], sides: tuple[Levels, Levels], names: tuple[str, str]) -> Markup:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl.evaluator import headline
-from rl.report.numbers import NONE, TIMES, accuracy, duration, interval, number, points, si
+from rl.report.numbers import NONE, TIMES, accuracy, duration, interval, number, points, share, si
 from rl.report.record import Cell, Record
 
 
@@ -33,7 +33,7 @@ def sentence(record: Record) -> str:
     tasks = config.task if isinstance(config.task, str) else ", ".join(str(entry.get("task")) for entry in config.task)
     chains = f"{config.rollout.problems} problems {TIMES} {config.rollout.group_size} chains"
     state = f"{done} steps" if record.summary else f"Unfinished: {done} of {config.train.steps} steps"
-    sampler = {"vllm": "vLLM", "transformers": "transformers"}[record.summary.get("sampler", config.sampler)]
+    sampler = {"vllm": "vLLM"}.get(config.sampler, config.sampler)
     return (
         f"{state} of {config.algorithm.upper()} on {tasks}, {chains} a step, sampled by {sampler}. "
         f"The base is {config.model.path}."
@@ -48,7 +48,11 @@ def _accuracy(record: Record) -> list[Tile]:
         label = next(iter(record.evaluations))
         named = [(label, headline(record.evaluations[label]["cells"]))]
     return [
-        Tile(f"pass@1, {name}", accuracy(cell), f"{interval(cell)} · {cell['n_problems']} {cell['split']} problems")
+        Tile(
+            f"pass@1, {name}",
+            accuracy(cell),
+            f"{interval(cell)} · {cell['n_problems']} {cell.get('split', '')} problems",
+        )
         for name, cell in named
     ]
 
@@ -65,7 +69,7 @@ def _tokens_spent(record: Record) -> list[Tile]:
         return []
     before, after = record.comparison.cells[0]
     value = f"{number(before['tokens_mean'])} → {number(after['tokens_mean'])}"
-    return [Tile("tokens a problem", value, f"{number(100 * after['truncated'])} % cut by the length cap")]
+    return [Tile("tokens a problem", value, f"{share(after.get('truncated'))} cut by the length cap")]
 
 
 def _cost(record: Record) -> list[Tile]:

@@ -34,7 +34,7 @@ def si(value: float, unit: str) -> str:
 
 def share(value: Any) -> str:
     """A share of one in percent."""
-    return NONE if value is None else f"{100 * value:.{0 if value in (0, 1) else 1}f}{THIN}%"
+    return NONE if value is None else f"{number(100 * value)}{THIN}%"
 
 
 def duration(seconds: float) -> str:
@@ -59,9 +59,9 @@ def interval(figure: Mapping[str, Any]) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def points(value: float, signed: bool = True) -> str:
+def points(value: float) -> str:
     """A difference of accuracies in percentage points."""
-    return f"{100 * value:{'+' if signed else ''}.1f}".replace("-", MINUS)
+    return f"{100 * value:+.1f}".replace("-", MINUS)
 
 
 def _trim(text: str) -> str:

@@ -118,7 +118,7 @@ def _draw(panel: Panel, shown: Mapping[str, str], rows: Sequence[Row], bound: fl
     if bound is not None and "mismatch_kl/fresh" in shown:
         axes.axhline(bound, color=LIGHT["red"], linewidth=1, linestyle=(0, (4, 3)))
         legend.append(("red", f"bound {number(bound)}"))
-    _scale(axes, log=panel.log and all(max(column) > 0 for column in values.values()))
+    _scale(axes, log=panel.log and all(any(v > 0 for v in column) for column in values.values()))
     step_axis(axes)
     first = [value for value in values[next(iter(shown))] if not math.isnan(value)]
     change = f"{number(first[0])} → {number(first[-1])}"

@@ -14,10 +14,10 @@ import zstandard
 
 from rewards.errors import BadInput, Fault
 from rl.config import Config
-from rl.evaluator import headline
+from rl.evaluation.sources import read_cells
+from rl.evaluator import headline, read_groups
 from rl.metrics import Row, read_metrics
 from rl.rundir import RunDir, open_run
-from rollout.store import read
 from rollout.types import Group
 
 Cell = dict[str, Any]
@@ -73,9 +73,8 @@ class Record:
 
     def chains(self, label: str) -> list[Group] | None:
         """The scored chains of one evaluation, None where they were not kept or are damaged."""
-        path = self.run.eval / f"{label}.samples.jsonl.zst"
         try:
-            return [group for _, groups in read(path) for group in groups]
+            return read_groups(self.run, label)
         except (OSError, ValueError, Fault, zstandard.ZstdError):
             return None
 
@@ -94,9 +93,11 @@ def read_record(path: Path) -> Record:
         rows = read_metrics(run.metrics)
     except ValueError as error:
         raise BadInput(f"{run.metrics} is broken: {error}; remove the line that is no JSON") from None
-    found = {file.stem: _json(file) for file in sorted(run.eval.glob("*.json"), key=_order)}
-    changes = found.pop(CHANGES, None)
-    evaluations = {label: data for label, data in found.items() if data.get("cells")}
+    files = {file.stem: file for file in sorted(run.eval.glob("*.json"), key=_order)}
+    changes = _json(files.pop(CHANGES)) if CHANGES in files else None
+    for file in files.values():
+        read_cells(file)  # says what is wrong with it
+    evaluations = {label: _json(file) for label, file in files.items()}
     summary = _json(run.summary) if run.summary.exists() else {}
     return Record(run, config, problem, rows, summary, evaluations, changes)
 

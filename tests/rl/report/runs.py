@@ -53,6 +53,8 @@ def write_run(folder: Path, steps: int = 8, *, finished: bool = True, name: str 
     run.path.mkdir(parents=True)
     run.create(setup.config)
     _evaluate(setup, run, "base", "test", 0.0, [0, 16, 64, None])
+    _evaluate(setup, run, "base-patient", "test", 0.4, [None])
+    _evaluate(setup, run, "base-votes", "test", 0.0, [None])
     _evaluate(setup, run, "step-0", "val", 0.0, [None])
     log = MetricsLog(run.metrics)
     for step in range(1, steps + 1):
@@ -62,16 +64,6 @@ def write_run(folder: Path, steps: int = 8, *, finished: bool = True, name: str 
         _evaluate(setup, run, "final", "test", 1.0, [0, 16, 64, None])
         write_summary(setup, run)
     return run
-
-
-def write_changes(run: RunDir) -> None:
-    """eval/changes.json, as the controls leave it."""
-    sides = {
-        "base": {"direct": 0.2, "tokens": {"3": 40.0}},
-        "final": {"direct": 0.01, "tokens": {"3": 90.0, "4": 150.0}},
-    }
-    control = {"name": "base, closes extended", "pass@1": 0.31, "ci95": [0.25, 0.38], "tokens_mean": 88.0, "note": "n"}
-    write_json(run.eval / "changes.json", {**sides, "controls": [control]})
 
 
 def make_slim(run: RunDir) -> RunDir:
