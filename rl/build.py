@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ from rewards.pool import RewardPool
 from rewards.tasks import Task, load_task
 from rewards.types import Problem, Split
 from rl.config import Config
+from rl.memory import shapes_path
 from rollout.budget import Budget
 from rollout.prompt import Template, read_json
-from rollout.server.hardware import Hardware, probe
+from rollout.server.hardware import Hardware, check_stated, probe
+from rollout.server.process import served_hardware
 
 if TYPE_CHECKING:  # torch and transformers load when the learner is built
     from transformers import PreTrainedModel
@@ -73,24 +75,39 @@ class Setup:
 
 
 def prepare(config: Config) -> Setup:
-    """Check task, tokenizer, model directory and prompt lengths. Raises BadInput."""
+    """Check hardware, model directory, tokenizer, task and prompt lengths, for a start. Raises BadInput."""
+    hardware, stated, path = served_hardware(probe()), config.hardware, config.model.path
+    check_stated(hardware, stated.gpus, stated.gpu_memory_gb)
+    if not Path(path).is_dir():
+        raise BadInput(f"model.path={path}: no such directory; give a local one (a hub's name is for --dry-run alone)")
+    return examine(config, hardware, load_template(config))
+
+
+def load_template(config: Config) -> Template:
+    """The model's template, as the configuration wants it. Raises BadInput."""
+    model = config.model
+    return Template.load(model.path, think=model.think, system_prompt=model.system_prompt)
+
+
+def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
+    """Check task and prompt lengths against the model's context. Raises BadInput."""
     task = load_task(config.task, seed=config.seed)
-    template = Template.load(config.model.path, think=config.model.think, system_prompt=config.model.system_prompt)
-    setup = Setup(config, task, template, 0, probe())
+    setup = Setup(config, task, template, 0, hardware)
     if config.eval.every > 0:
         for split in ("val", "test"):
             if not setup.eval_problems(split):
                 raise BadInput(
                     f"task {task.name} has no {split} problems; add rows with split: {split}, or set eval.every=0"
                 )
-    context = longest_prompt(setup) + config.rollout.max_tokens
-    limit = model_context(config.model.path)
+    closing = len(template.close_ids) if config.model.think else 0  # a forced close is inserted on top
+    context = longest_prompt(setup) + config.rollout.max_tokens + closing
+    limit = model_context(str(shapes_path(config.model.path)))
     if context > limit:
         raise BadInput(
             f"the longest prompt and rollout.max_tokens={config.rollout.max_tokens} need {context} tokens, "
             f"{config.model.path} has a context of {limit}; lower rollout.max_tokens"
         )
-    return Setup(config, task, template, context, setup.hardware)
+    return replace(setup, context=context)
 
 
 def longest_prompt(setup: Setup) -> int:

@@ -25,6 +25,7 @@ CONFIG = parse_config(
         "task": "countdown?numbers=3",
         "rollout": {"max_tokens": 96},
         "budget": {"answer": 16},
+        "train": {"steps": 1},
         "eval": {"every": 1, "problems": 4},
     }
 )
@@ -136,3 +137,8 @@ def test_a_chain_in_other_words_has_tokens_alone(setup) -> None:
     chain = Chain("c", "p", [1, 2], 1, [False, True], [0.0, -1.0], [(1, 0)], "stop")
     found = anatomy([Group(replace(setup.task.problem(0, "test"), task="mine"), [chain])], lambda _: "so it is 4")
     assert found["by_difficulty"]["3"] == {"pass@1": 0.0, "tokens": 1.0}
+
+
+def test_a_forced_close_fits_the_context(setup) -> None:
+    longest = max(len(setup.template.encode(p.prompt)) for p in setup.eval_problems("test"))
+    assert setup.context == longest + CONFIG.rollout.max_tokens + len(setup.template.close_ids)
