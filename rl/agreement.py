@@ -101,7 +101,7 @@ def parity_bound(config: Config) -> float:
     """Bound of mean |difference| by dtype and size, nats."""
     if config.model.dtype == "bfloat16":
         return 0.02
-    from rl.plan import count_parameters
+    from rl.memory import count_parameters
 
     return 1e-5 if count_parameters(config.model.path) < SMALL_MODEL else 1e-4
 

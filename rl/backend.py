@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
 from rl.config import Config
+from rl.memory import Placement, place
 from rl.rundir import RunDir
 from rl.sync import FilePush, LocalPush, PushStats, WeightSource
 from rollout.client import ServerDown, VllmClient
@@ -72,6 +73,7 @@ class VllmBackend:
 
     def __init__(self, config: Config, run: RunDir, hardware: Hardware, context: int) -> None:
         self.config, self.run, self.hardware, self.context = config, run, hardware, context
+        self.placement = place_server(config, hardware, context)
         self.key = secrets.token_urlsafe(24)
         self.restarts = 0
         # Made right before the process that will remove it: a kill -9 in between must find as little as possible.
@@ -100,7 +102,7 @@ class VllmBackend:
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Start the server and wait until it is healthy."""
         self.process = await ServerProcess.start(
-            server_spec(self.config, self.context, str(self.sync_dir), load_format="dummy"),
+            server_spec(self.config, self.context, self.placement, str(self.sync_dir), load_format="dummy"),
             log=self.run.path / "server.log",
             key=self.key,
             hardware=self.hardware,
@@ -283,8 +285,15 @@ async def push_to(pusher: FilePush, controls: Sequence[ServerControl], source: W
         raise
 
 
+def place_server(config: Config, hardware: Hardware, context: int) -> Placement:
+    """Which GPU serves and how much of it; empty without GPUs. Raises BadInput where server and learner don't fit."""
+    placement = place(config, hardware, context) if hardware.gpus else Placement([])
+    placement.check()
+    return placement
+
+
 def server_spec(
-    config: Config, context: int, sync_dir: str | None, load_format: Literal["auto", "dummy"]
+    config: Config, context: int, placement: Placement, sync_dir: str | None, load_format: Literal["auto", "dummy"]
 ) -> ServerSpec:
     """The server that a training configuration asks for."""
     server = config.server
@@ -297,7 +306,8 @@ def server_spec(
         sync_dir=sync_dir,
         load_format=load_format,
         kv_cache_gb=server.kv_cache_gb,
-        gpu_memory_utilization=server.gpu_memory_utilization,
+        gpu_memory_utilization=placement.server_share or server.gpu_memory_utilization,
+        gpus=placement.server_gpus,
         eager=server.eager,
         threads=server.threads,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from rewards.errors import BadInput
 
@@ -84,6 +84,10 @@ class RolloutConfig(Section):
 
     servers: list[str] = Field(default_factory=list)
     """URLs of vLLM servers that run elsewhere (key in PONDER_API_KEY); empty = start one here."""
+    colocate: bool = False
+    """Server and learner share GPU 0; the server gets the memory that the learner leaves by the plan (--dry-run)."""
+    gpus: list[NonNegativeInt] = Field(default_factory=list, max_length=1)
+    """Which GPU serves (one so far), numbered as CUDA_VISIBLE_DEVICES leaves them; the learner has 0; empty = 1."""
     problems: int = Field(32, ge=1)
     """Problems a step."""
     group_size: int = Field(8, ge=1)
@@ -128,7 +132,7 @@ class ServerConfig(Section):
     kv_cache_gb: float = Field(1.0, gt=0)
     """Memory for the KV cache on a CPU, GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of the GPU's memory that the server may take."""
+    """Share of the GPU's memory that the server may take; with rollout.colocate the plan sets it."""
     eager: bool = True
     """Skip torch.compile: starts a minute sooner, a little slower on large models."""
     threads: int | None = Field(None, ge=1)
@@ -229,6 +233,26 @@ class SyncConfig(Section):
     """Bound of `mismatch_kl/fresh`: warns above it, stops above 10 times it. Null = by dtype (1e-6, bf16 1e-3)."""
 
 
+class HardwareConfig(Section):
+    """The machine that a run is meant for: `--dry-run` plans for it anywhere, and a start elsewhere is refused."""
+
+    gpus: int | None = Field(None, ge=0)
+    """NVIDIA GPUs of the machine; null = those that are here."""
+    gpu_memory_gb: float | None = Field(None, gt=0)
+    """Memory of each, GiB (as on the box: 24); null = what is here."""
+    nodes: int | None = Field(None, ge=1)
+    """Machines; null = 1. More are refused: learner and server start on one, other servers with `ponder serve`."""
+
+    @model_validator(mode="after")
+    def _one_node(self) -> HardwareConfig:
+        if self.nodes not in (None, 1):
+            raise ValueError(
+                f"hardware.nodes={self.nodes}: one machine so far; start servers on others with `ponder serve` and "
+                "name them in rollout.servers"
+            )
+        return self
+
+
 class Config(Section):
     """A training run."""
 
@@ -253,6 +277,7 @@ class Config(Section):
     pipeline: PipelineConfig = PipelineConfig()
     eval: EvalConfig = EvalConfig()
     sync: SyncConfig = SyncConfig()
+    hardware: HardwareConfig = HardwareConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -265,6 +290,11 @@ class Config(Section):
             raise ValueError(
                 f"budget.answer={self.budget.answer} leaves no room to think in rollout.max_tokens="
                 f"{self.rollout.max_tokens}; lower it or raise rollout.max_tokens"
+            )
+        if self.rollout.colocate and (self.rollout.gpus or self.rollout.servers):
+            raise ValueError(
+                "rollout.colocate=true puts the server that is started here on GPU 0; leave rollout.gpus and "
+                "rollout.servers empty"
             )
         if self.train.minibatches > self.rollout.problems:
             raise ValueError(

@@ -1,66 +1,92 @@
-"""`--dry-run`: check everything that can be checked without starting anything, and say what would run."""
+"""`--dry-run`: check everything that can be checked without starting anything, and say what would run, and where."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from rewards.errors import BadInput
-from rl.build import Setup, prepare
+from rewards.types import Prompt
+from rl.build import Setup, examine, load_template
 from rl.config import Config
+from rl.memory import GB, Place, Placement, Shapes, place
+from rollout.prompt import Template
+from rollout.server.hardware import probe, stated_hardware
 
-GB = 1e9
-BYTES_PER_PARAMETER = 16
-"""fp32 weights, gradients and AdamW's two moments."""
+MARKUP = 64
+"""Tokens that a chat template and a forced close may add to a chain whose tokenizer is not here."""
 
 
 def print_plan(config: Config) -> None:
-    """Print the plan. Raises BadInput where something is wrong or can't fit this machine's memory."""
-    setup = prepare(config)
-    parameters = count_parameters(config.model.path)
-    server = {"float32": 4, "bfloat16": 2}[config.model.dtype] * parameters
-    needs = {
-        "learner: weights, gradients, AdamW (16 bytes a parameter)": BYTES_PER_PARAMETER * parameters,
-        f"sampler ({config.sampler}): weights": server,
-        "weights on their way to the sampler": server if config.sampler == "vllm" else 0,
-        "KV cache": config.server.kv_cache_gb * 2**30 if config.sampler == "vllm" else 0.0,
+    """Print the plan for this machine, or for the one that `hardware` states.
+
+    Raises BadInput where something is wrong or doesn't fit. A hub's name in `model.path` is enough: see shapes_path.
+    """
+    hardware = stated_hardware(probe(), config.hardware.gpus, config.hardware.gpu_memory_gb)
+    local = Path(config.model.path).is_dir()
+    template = load_template(config) if local else cast(Template, ByteCount(config.model.system_prompt or ""))
+    setup = examine(config, hardware, template)
+    placement = place(config, hardware, setup.context)
+    title = f"{config.run_dir}: nothing was started; all sizes are estimates"
+    table = Table(*(Column(name, overflow="fold") for name in ("where", "what", "how much")), title=title)
+    for row in (*_work(setup, local), *_memory(setup, placement)):
+        table.add_row(*row)
+    Console().print(table)
+    placement.check()
+
+
+class ByteCount:
+    """In place of a tokenizer that is not here: a token for each byte, more than any byte-level tokenizer makes."""
+
+    close_ids = ()  # counted in MARKUP
+
+    def __init__(self, system_prompt: str) -> None:
+        self.system_prompt = system_prompt
+
+    def encode(self, prompt: Prompt, **how: Any) -> list[int]:
+        """As many ids as the prompt may have at most."""
+        text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
+        return [0] * (len((self.system_prompt + text).encode()) + MARKUP)
+
+
+def _work(setup: Setup, local: bool) -> list[tuple[str, str, str]]:
+    """What would be done."""
+    config, shapes = setup.config, Shapes.of(setup.config)
+    rollout, train, lora = config.rollout, config.train, config.model.lora
+    chains, size = rollout.problems * rollout.group_size, setup.task.size("train")
+    trained = f"LoRA of rank {lora.rank}, {shapes.adapters:,} trained" if lora else "all trained"
+    rows = {
+        "policy": f"{config.model.path}, {shapes.parameters:,} parameters, {trained}, {config.model.dtype}",
+        "task": f"{setup.task.name}, {f'{size:,}' if size else 'endless'} training problems",
+        "a step": f"{rollout.problems} problems x {rollout.group_size} = {chains} chains",
+        "tokens a step, at most": f"{chains * rollout.max_tokens:,} sampled",
+        "context": f"{setup.context} tokens: longest prompt{'' if local else ' in bytes'} + rollout.max_tokens",
+        "optimizer steps": f"{train.steps * train.epochs * train.minibatches} at up to {train.learning_rate:g}",
     }
-    Console().print(_table(setup, parameters, needs))
-    total, memory = sum(needs.values()), setup.hardware.memory_gb * GB
-    if total > memory:
-        raise BadInput(
-            f"{config.model.path} needs {total / GB:.1f} GB, this machine has {memory / GB:.1f}; use a smaller model"
-        )
+    return [("", what, text) for what, text in rows.items()]
 
 
-def count_parameters(path: str) -> int:
-    """Parameters of a model directory, from its config alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def _memory(setup: Setup, placement: Placement) -> list[tuple[str, str, str]]:
+    """What would lie where; items of no size are left out."""
+    rows = []
+    for each in placement.places:
+        items = {name: size for name, size in each.items.items() if size} or {"idle": 0.0}
+        rows += [(each.name if i == 0 else "", name, _gb(size)) for i, (name, size) in enumerate(items.items())]
+        rows.append(("", "together", _total(each)))
+    if placement.kv_tokens:
+        chains = placement.kv_tokens / setup.context
+        rows.append(("", "KV cache", f"{placement.kv_tokens:,} tokens: {chains:,.0f} chains of full length at once"))
+    if placement.server_share is not None:
+        rows.append(("", "--gpu-memory-utilization", f"{placement.server_share:g}"))
+    return rows
 
-    from rl.model import load_config
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(path))
-    return sum(math.prod(p.shape) for p in model.parameters())
+def _total(each: Place) -> str:
+    return _gb(each.needed) + ("" if math.isinf(each.capacity) else f" of {_gb(each.capacity)}")
 
 
-def _table(setup: Setup, parameters: int, needs: dict[str, float]) -> Table:
-    config = setup.config
-    rollout, train = config.rollout, config.train
-    chains = rollout.problems * rollout.group_size
-    table = Table("what", "how much", title=f"{config.run_dir}: nothing was started")
-    table.add_row("policy", f"{config.model.path}, {parameters:,} parameters, {config.model.dtype}")
-    table.add_row("task", f"{setup.task.name}, {setup.task.size('train') or 'endless'} training problems")
-    table.add_row("a step", f"{rollout.problems} problems x {rollout.group_size} = {chains} chains")
-    table.add_row("tokens a step, at most", f"{chains * rollout.max_tokens:,} sampled")
-    table.add_row("context", f"{setup.context} tokens: longest prompt + rollout.max_tokens")
-    table.add_row(
-        "optimizer steps", f"{train.steps * train.epochs * train.minibatches} at up to {train.learning_rate:g}"
-    )
-    for name, size in needs.items():
-        table.add_row(name, f"{size / GB:.3f} GB")
-    table.add_row("memory of this machine", f"{setup.hardware.memory_gb:.1f} GB, {setup.hardware.cores} cores")
-    return table
+def _gb(size: float) -> str:
+    return f"{size / GB:.3f} GB"

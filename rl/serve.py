@@ -8,7 +8,7 @@ import secrets
 from typing import Literal
 
 from rewards.errors import Fault
-from rl.backend import check_sync_dir, server_spec
+from rl.backend import check_sync_dir, place_server, server_spec
 from rl.build import prepare
 from rl.config import Config
 from rl.exits import StopSignal
@@ -31,7 +31,8 @@ async def _serve(config: Config) -> None:
     load_format: Literal["auto", "dummy"] = (
         "auto" if has_weights(config.model.path) else "dummy"
     )  # dummy: random until the first push
-    spec = server_spec(config, setup.context, str(sync_dir), load_format)
+    placement = place_server(config, setup.hardware, setup.context)
+    spec = server_spec(config, setup.context, placement, str(sync_dir), load_format)
     log = run.path / "server.log"
     print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)
     starting = ServerProcess.start(spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout)

@@ -51,6 +51,7 @@ class ServerSpec:
     eager: bool  # no torch.compile
     threads: int | None  # on a CPU; None = all cores
     max_num_seqs: int = 256  # sequences decoded together
+    gpus: tuple[int, ...] = ()  # which of the hardware's it may see; none = all
 
 
 def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
@@ -85,7 +86,8 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
     if spec.sync_dir is not None:
         argv += ["--weight-transfer-config", json.dumps({"backend": "ponder_file"})]
     if hardware.gpus:
-        return [*argv, "--gpu-memory-utilization", str(spec.gpu_memory_utilization)], _common_env(spec)
+        share = ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
+        return [*argv, *share], _common_env(spec) | _gpu_env(spec, hardware)
     # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
     argv += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
     # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't on a CPU:
@@ -112,6 +114,12 @@ def _common_env(spec: ServerSpec) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",  # the log's last lines explain a crash
     }
     return env if spec.sync_dir is None else env | {"PONDER_SYNC_DIR": spec.sync_dir}
+
+
+def _gpu_env(spec: ServerSpec, hardware: Hardware) -> dict[str, str]:
+    # The ids of GPUs are numbers in nvidia-smi's order, which is not CUDA's own where the cards differ.
+    ids = ",".join(hardware.gpus[i].id for i in spec.gpus)
+    return {"CUDA_VISIBLE_DEVICES": ids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if ids else {}
 
 
 def _cpu_env(spec: ServerSpec, hardware: Hardware) -> dict[str, str]:

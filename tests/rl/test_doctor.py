@@ -179,9 +179,15 @@ def test_probe_knows_this_machine() -> None:
 
 def test_probe_reads_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559'\necho 'NVIDIA, odd, 40960'\necho 'A100, [N/A]'\n")
+    lines = ("GPU-a1, NVIDIA H100 80GB HBM3, 81559", "GPU-b2, NVIDIA, odd, 40960", "GPU-c3, A100, [N/A]")
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
     tool.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
-    assert probe().gpus == (Gpu("NVIDIA H100 80GB HBM3", 79.6), Gpu("NVIDIA, odd", 40.0))
+    h100, odd = Gpu("NVIDIA H100 80GB HBM3", 79.6, "0"), Gpu("NVIDIA, odd", 40.0, "1")
+    assert probe().gpus == (h100, odd)
+    for visible, gpus in {"1": (odd,), "1,0": (odd, h100), "GPU-b": (odd,), "": (), "-1": (), "1,7,0": (odd,)}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert probe().gpus == gpus, visible
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert probe().gpus == ()

@@ -27,7 +27,7 @@ from tests.models import ARCHITECTURES, tiny_model
 from tests.rl.test_loop import make_config
 from tests.rl.test_selftest import Backend
 
-LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_what_is_sent_by_hand() -> None:
     """W + alpha / r x B A: [[1, 2], [3, 4]] + 2 x [[1], [2]] [[3, 4]]."""
     toy = Toy([[1.0, 2.0], [3.0, 4.0]], a=[[3.0, 4.0]], b=[[1.0], [2.0]], alpha=2.0)
     assert sent(toy)["body.0.weight"].tolist() == [[7.0, 10.0], [15.0, 20.0]]
-    assert toy.body[0].base_layer.weight.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert toy.get_parameter("body.0.base_layer.weight").tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert list(sent(toy)) == ["body.0.weight"]
 
 

@@ -28,18 +28,29 @@ TINY = ServerSpec(
     eager=True,
     threads=None,
 )
+CARD = Hardware(cores=16, memory_gb=64.0, gpus=(Gpu("as stated", 24.0, "0"),))
+SHARED = replace(
+    TINY,
+    model="Qwen/Qwen2.5-1.5B-Instruct",
+    dtype="bfloat16",
+    max_model_len=2136,
+    gpu_memory_utilization=0.59,
+    gpus=(0,),
+)  # of configs/gpu-24gb.yaml: tests/rl/test_plan.py
 CASES = {
     "server_cpu_tiny": (TINY, CPU),
     "server_cpu_compiled": (replace(TINY, load_format="auto", eager=False, threads=1, kv_cache_gb=2.0), CPU),
     "server_cpu_frozen": (replace(TINY, load_format="auto", sync_dir=None, max_num_seqs=64), CPU),
     "server_gpu_bf16": (replace(TINY, dtype="bfloat16", eager=False, gpu_memory_utilization=0.45), GPU),
+    "server_gpu_24gb": (SHARED, CARD),
 }
 
 
 def _golden(name: str) -> dict[str, Any]:
     spec, hardware = CASES[name]
     argv, env = server_argv(spec, hardware)
-    return {"spec": asdict(spec), "argv": argv, "env": env}
+    golden: dict[str, Any] = json.loads(json.dumps({"spec": asdict(spec), "argv": argv, "env": env}))
+    return golden
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,6 +84,13 @@ def test_cpu_gets_its_threads_and_a_gpu_none() -> None:
     argv, env = server_argv(TINY, GPU)
     assert not any(name.startswith(("OMP_", "VLLM_CPU_")) for name in env)
     assert "--kv-cache-memory-bytes" not in argv
+
+
+def test_a_server_sees_the_gpu_it_is_given_by_its_place_on_the_bus() -> None:
+    two = replace(GPU, gpus=(Gpu("A100", 80.0, "5"), Gpu("A100", 80.0, "2")))
+    env = server_argv(replace(TINY, gpus=(1,)), two)[1]
+    assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"]) == ("2", "PCI_BUS_ID")
+    assert "CUDA_VISIBLE_DEVICES" not in server_argv(TINY, two)[1]
 
 
 def test_the_cache_may_be_half_a_gibibyte() -> None:

@@ -24,7 +24,7 @@ import pytest
 from rewards.errors import BadInput, Fault
 from rollout.server.argv import ServerSpec
 from rollout.server.hardware import Gpu, Hardware, probe
-from rollout.server.process import ServerProcess, _cause, _served, write_server_json
+from rollout.server.process import ServerProcess, _cause, served_hardware, write_server_json
 from tests.conftest import VllmServer, vllm_spec
 
 HERE = Path(__file__).parent
@@ -207,13 +207,13 @@ def test_the_cause_is_found_in_vllms_log(log: list[str], cause: str) -> None:
 def test_the_cpu_wheel_serves_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Hardware(cores=8, memory_gb=64.0, gpus=(Gpu("NVIDIA H100", 80.0),))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.32.0")
-    assert _served(machine).gpus == ()
+    assert served_hardware(machine).gpus == ()
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("importlib.metadata.version", missing)
-    assert _served(machine) == machine
+    assert served_hardware(machine) == machine
 
 
 async def test_a_restarted_servers_log_does_not_quote_the_one_before(fake: Fake) -> None:
