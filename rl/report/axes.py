@@ -40,7 +40,7 @@ def draw_axes(record: Record) -> list[AxisSection]:
     try:
         axes = read_axes([record.run.path])
     except BadInput as error:  # nothing in it can be placed on an axis, or not without doubt
-        return [replace(section, missing=f"Not drawn. {error}") for section in (training, thinking)]
+        return [replace(section, missing=f"Not drawn. {error}.") for section in (training, thinking)]
     if axes.train is not None:
         svg = _draw(train_figure(axes, PAGE), "training", TRAINING)
         training = AxisSection("training", TRAINING, axes.train.verdict, say_training(axes.train), svg)

@@ -74,14 +74,12 @@ def pick_examples(pairs: dict[str, list[Paired]], template: Template) -> list[Ex
 def show_chain(chain: Chain, template: Template) -> Side:
     """A scored chain as text. What models write is hostile: see `printable`; the page escapes the rest."""
     assert chain.score is not None, f"chain {chain.id} has no score"
-    before, close, after = template.response_text(chain).rpartition(CLOSE)
-    thinks = bool(close) or OPEN in after
-    thinking, answer = (before, after) if close else (after, "") if thinks else ("", after)
+    thinking, answer, closed = _split(template.response_text(chain), template.think)
     score = chain.score
     return Side(
-        thinking=printable(_shorten(thinking.replace(OPEN, "").strip())),
-        answer=printable(_shorten(answer.strip())),
-        closed=bool(close) or not thinks,
+        thinking=printable(_shorten(thinking)),
+        answer=printable(_shorten(answer)),
+        closed=closed,
         status=score.status,
         correct=score.correct,
         value=score.value,
@@ -94,6 +92,15 @@ def show_chain(chain: Chain, template: Template) -> Side:
 def printable(text: str) -> str:
     """The text with control, direction and surrogate characters written as escapes: none may act on the page."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else _escape(c) for c in text)
+
+
+def _split(text: str, think: bool) -> tuple[str, str, bool]:
+    """(thinking, answer, whether there is an answer): where a model thinks, the last close divides them."""
+    before, close, after = text.rpartition(CLOSE)
+    if not think or not (close or OPEN in after):
+        return "", text.strip(), True
+    thinking, answer = (before, after) if close else (after, "")
+    return thinking.replace(OPEN, "").strip(), answer.strip(), bool(close)
 
 
 def _escape(character: str) -> str:
@@ -125,5 +132,7 @@ def _judged(group: Group) -> Chain | None:
 
 
 def _outcome(before: Chain, after: Chain) -> str:
-    right = tuple(chain.score is not None and chain.score.correct for chain in (before, after))
-    return {(False, True): "gained", (True, True): "both right", (False, False): "both wrong"}.get(right, "lost")
+    was, now = (chain.score is not None and chain.score.correct for chain in (before, after))
+    if was == now:
+        return "both right" if now else "both wrong"
+    return "gained" if now else "lost"

@@ -17,7 +17,7 @@ def number(value: Any) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     size = abs(value)
-    if size and not 1e-3 <= size < 1e6:
+    if size and not 1e-4 <= size < 1e6:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{_trim(mantissa)} {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
     digits = max(0, 2 - math.floor(math.log10(size))) if size else 0

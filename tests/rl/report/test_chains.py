@@ -82,13 +82,13 @@ def test_thinking_and_answer_are_told_apart(text: str, thinking: str, answer: st
 def test_a_model_without_thinking_only_answers() -> None:
     plain = Template(byte_tokenizer(), think=False, stop_ids=[258])
     prompt = plain.encode("?")
-    ids = [*prompt, *plain.tokenizer.encode("c", add_special_tokens=False)]
-    flags = [False] * len(prompt) + [True]
+    ids = [*prompt, *plain.tokenizer.encode("b</think>c", add_special_tokens=False)]
+    flags = [t >= len(prompt) for t in range(len(ids))]
     bare = Chain(
         "c", "p", ids, len(prompt), flags, [0.0] * len(ids), [(len(prompt), 0)], "length", Score(1.0, True, "ok")
     )
     shown = show_chain(bare, plain)
-    assert (shown.thinking, shown.answer, shown.closed) == ("", "c", True)
+    assert (shown.thinking, shown.answer, shown.closed) == ("", "b</think>c", True)
 
 
 def test_only_the_models_own_tokens_are_counted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ LINE = Panel("Line", {"a": "one", "b": "two"})
 STACK = Panel("Stack", {"a": "one", "b": "two"}, stacked=True)
 
 
-def rows(**columns: list[float | None]) -> list[dict[str, float | None]]:
+def rows(**columns: Any) -> list[dict[str, Any]]:
+    """Steps from 1 on, a list of values for each metric."""
     count = len(next(iter(columns.values())))
     return [{"step": i + 1, **{name: column[i] for name, column in columns.items()}} for i in range(count)]
 
