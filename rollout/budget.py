@@ -96,9 +96,10 @@ async def extend_thinking(
     """Think on where the policy would stop: its close is replaced by `wait_ids` until `satisfied(thinking text)` holds.
 
     Then the close that was sampled stands; where the budget is used up first, it is forced. `chain` was sampled under
-    the same budget; `seeds(segment)` seeds the requests, from segment 2 on. What was taken back is in no count.
+    this budget or none; `seeds(segment)` seeds the requests, from segment 2 on. What was taken back is in no count.
     """
     cap = budget.cap(params.max_tokens) or params.max_tokens - budget.answer
+    chain = cut_chain(chain, template, cap) or chain
     segment, retries = 2, 0
     while (close := template.close_start(chain)) is not None and retries < MAX_RETRIES:
         if satisfied(template.response_text(cut(chain, close, "length"))):

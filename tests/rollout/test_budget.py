@@ -210,6 +210,15 @@ async def test_an_extension_ends_at_the_budget() -> None:
     assert chain.sampled[3:] == [True] * 5 + [False, True, True]
 
 
+async def test_a_chain_that_thought_past_the_budget_is_cut_to_it() -> None:
+    params = SamplingParams(12, TEMPLATE.stop_ids, seed=0)
+    sampler = planned(50, 2)
+    chain = await sample_with_budget(sampler, TEMPLATE, "c", "p", PROMPT, params, None, lambda s: s)
+    assert chain.response_ids == [T] * 12
+    longer = await extend_thinking(sampler, TEMPLATE, chain, params, Budget(None, 4), lambda s: s, lambda _: False)
+    assert longer.response_ids == [T] * 8 + [CLOSE, A, A, EOS]
+
+
 async def test_what_is_inserted_to_wait_is_not_sampled() -> None:
     wait = 50
     chain = await extend(impatient(2), think=20, enough=3, wait_ids=(wait,))
