@@ -113,7 +113,7 @@ def _row(setup: Setup, step: int, steps: int) -> dict[str, Any]:
 def _evaluate(setup: Setup, run: RunDir, label: str, split: Any, t: float, budgets: list[int | None]) -> None:
     problems = setup.eval_problems(split)
     groups = {b: [Group(p, [_solve(setup, p, t, 0, b)]) for p in problems] for b in budgets}
-    _store(run, label, split, setup.template, groups[None], budgets, groups)
+    _store(run, label, split, setup.template, groups[None], budgets, groups, task=setup.task.name)
 
 
 def _store(
@@ -124,9 +124,10 @@ def _store(
     groups: list[Group],
     budgets: list[int | None],
     at: dict[int | None, list[Group]] | None = None,
+    task: str = "letters",
 ) -> None:
     cell = partial(
-        make_cell, text_of=template.response_text, model=label, task=groups[0].problem.task, split=split, style="cot",
+        make_cell, text_of=template.response_text, model=label, task=task, split=split, style="cot",
         temperature=1.0, samples=1,
     )  # fmt: skip
     run.eval.mkdir(exist_ok=True)
