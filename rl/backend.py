@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
 from rl.config import Config
-from rl.memory import Placement, place
+from rl.memory import Placement, place, serving_gpus
 from rl.rundir import RunDir
 from rl.sync import FilePush, LocalPush, PushStats, WeightSource
 from rollout.client import ServerDown, VllmClient
@@ -287,7 +287,7 @@ async def push_to(pusher: FilePush, controls: Sequence[ServerControl], source: W
 
 def place_server(config: Config, hardware: Hardware, context: int) -> Placement:
     """Which GPU serves and how much of it; empty without GPUs. Raises BadInput where server and learner don't fit."""
-    placement = place(config, hardware, context) if hardware.gpus else Placement([])
+    placement = place(config, hardware, context) if hardware.gpus else Placement([], serving_gpus(config, 0))
     placement.check()
     return placement
 

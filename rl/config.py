@@ -291,10 +291,11 @@ class Config(Section):
                 f"budget.answer={self.budget.answer} leaves no room to think in rollout.max_tokens="
                 f"{self.rollout.max_tokens}; lower it or raise rollout.max_tokens"
             )
-        if self.rollout.colocate and (self.rollout.gpus or self.rollout.servers):
+        places = [bool(self.rollout.servers) or self.sampler != "vllm", self.rollout.colocate, bool(self.rollout.gpus)]
+        if sum(places) > 1 and any(places[1:]):
             raise ValueError(
-                "rollout.colocate=true puts the server that is started here on GPU 0; leave rollout.gpus and "
-                "rollout.servers empty"
+                "rollout.colocate and rollout.gpus say where the vLLM server that is started here runs: give one of "
+                "them, and neither beside rollout.servers or sampler=transformers"
             )
         if self.train.minibatches > self.rollout.problems:
             raise ValueError(

@@ -245,7 +245,9 @@ def _in_memory(config: Config, shapes: Shapes, hardware: Hardware, context: int)
         KV_CACHE: cache_bytes,
     }
     machine = Place("this machine's memory", hardware.memory_gb * GIB, "a larger machine", items)
-    return Placement([machine], kv_tokens=int(cache_bytes // kv_bytes_per_token(shapes, config.model.dtype)))
+    return Placement(
+        [machine], serving_gpus(config, 0), kv_tokens=int(cache_bytes // kv_bytes_per_token(shapes, config.model.dtype))
+    )
 
 
 def _on_gpus(config: Config, shapes: Shapes, hardware: Hardware, context: int) -> Placement:
@@ -280,8 +282,13 @@ def _add_server(gpu: Place, config: Config, shapes: Shapes, context: int) -> tup
 
 
 def serving_gpus(config: Config, count: int) -> tuple[int, ...]:
-    """Indices of the GPUs that serve: the learner's own (0) with rollout.colocate, else rollout.gpus (default [1])."""
+    """Indices of the GPUs that serve: the learner's own (0) with rollout.colocate, else rollout.gpus (default [1]).
+
+    Of none, none. Raises BadInput where there are too few.
+    """
     rollout = config.rollout
+    if count == 0 and not rollout.gpus:
+        return ()
     if rollout.colocate:
         return (0,)
     wanted = tuple(rollout.gpus or [1])

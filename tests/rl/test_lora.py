@@ -23,8 +23,10 @@ from rl.model import add_adapter, load_policy, save_model, twin
 from rl.rundir import RunDir
 from rl.selftest import Selftest, widen
 from rl.sync import ModuleSource
+from tests.conftest import VllmServer
 from tests.models import ARCHITECTURES, tiny_model
 from tests.rl.test_loop import make_config
+from tests.rl.test_parity import K3_BOUND, LONG, MEAN_BOUND, SEEN, SHORT, Wire
 from tests.rl.test_selftest import Backend
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}
@@ -271,3 +273,26 @@ async def test_an_adapter_that_the_learner_ignores_is_dead(model_path: Path) -> 
     await selftest.check_modules()
     await backend.aclose()
     assert any("model.layers.0.mlp.up_proj can change" in reason for reason in selftest.report.reasons)
+
+
+@pytest.mark.vllm
+async def test_vllm_agrees_after_a_push_of_merged_adapters(vllm_server: VllmServer) -> None:
+    wire = Wire(vllm_server.url, vllm_server.key, vllm_server.sync_dir, vllm_server.model_path)
+    plain = wire.model
+    wire.model, _ = load_policy(vllm_server.model_path, "float32", 0, attention="sdpa")
+    add_adapter(wire.model, LoraConfig(**LORA), 0, "the-base")
+    try:
+        await wire.push()
+        assert (await wire.drift(SHORT, 1.0))[0] <= MEAN_BOUND
+        for p in trained(wire.model).values():
+            p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+        assert (await wire.drift(SHORT, 1.0))[0] > SEEN  # not pushed yet
+        await wire.push()
+        for prompt, temperature in ((SHORT, 0.7), (LONG, 1.0), (LONG, 1.0)):
+            mean, k3 = await wire.drift(prompt, temperature)
+            assert mean <= MEAN_BOUND
+            assert k3 <= K3_BOUND
+    finally:
+        wire.model = plain
+        await wire.push()
+        await wire.aclose()

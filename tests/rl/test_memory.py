@@ -185,6 +185,7 @@ def test_two_gpus_are_the_learners_and_the_servers() -> None:
         (CARD, {"colocate": False}, "one GPU for server and learner: set rollout.colocate=true"),
         (TWO, {"gpus": [0]}, "the learner runs on GPU 0"),
         (TWO, {"gpus": [2]}, r"rollout.gpus=\[2\]: there are 2 GPUs"),
+        (replace(CARD, gpus=()), {"colocate": False, "gpus": [1]}, r"rollout.gpus=\[1\]: there are 0 GPUs"),
     ],
 )
 def test_gpus_that_cannot_serve_are_refused(hardware: Hardware, rollout: dict[str, Any], words: str) -> None:
@@ -192,11 +193,9 @@ def test_gpus_that_cannot_serve_are_refused(hardware: Hardware, rollout: dict[st
         on_card(hardware, lora={"rank": 16}, rollout=rollout)
 
 
-@pytest.mark.parametrize(
-    "other", [{"sampler": "transformers"}, {"rollout": {"servers": ["http://x"], "colocate": False}}]
-)
+@pytest.mark.parametrize("other", [{"sampler": "transformers"}, {"rollout": {"servers": ["http://x"]}}])
 def test_without_a_server_here_the_learner_has_the_card(other: dict[str, Any]) -> None:
-    alone = on_card(lora={"rank": 16}, **other)
+    alone = on_card(TWO, lora={"rank": 16}, **other)
     assert (alone.server_gpus, alone.server_share) == ((), None)
     assert SERVED not in alone.places[0].items
 

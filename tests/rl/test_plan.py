@@ -48,7 +48,7 @@ def test_the_card_of_24_gb_is_planned_without_a_gpu_weights_or_a_tokenizer(capsy
         ("model.lora=null", "model.lora={rank: 16}"),
         ("rollout.colocate=false", "rollout.colocate=true"),
         ("hardware.nodes=2", "hardware.nodes=2: one machine"),
-        ("rollout.servers=['http://x']", "rollout.servers empty"),
+        ("rollout.servers=['http://x']", "neither beside rollout.servers"),
         ("rollout.max_tokens=40000", "a context of 32768"),
         ("model.path=someone/Huge-1T", "Huge-1T/config.json"),
         ("model.lora.targets=[lm_head]", "lm_head is no linear layer"),
