@@ -37,12 +37,13 @@ class Evaluator:
     ) -> str | None:
         """Evaluate and store under `label`; a line that says what was found, None where it was done before.
 
-        `samples` chains a problem, null = eval.samples.
+        `samples` chains a problem, null = eval.samples. With budgets, answers without thinking are measured beside.
         """
         if (self.run.eval / f"{label}.json").exists():
             return None
         config = self.setup.config
-        cells, groups = await evaluate(
+        measure = partial(
+            evaluate,
             self.setup.eval_problems(split),
             sampler=sampler,
             template=self.setup.template,
@@ -53,12 +54,14 @@ class Evaluator:
             split=split,
             samples=samples or config.eval.samples,
             temperature=config.rollout.temperature,
-            budgets=[*budgets, None] if budgets else [config.budget.think],
             max_tokens=config.rollout.max_tokens,
             answer=config.budget.answer,
             seed=config.seed,
             on_progress=on_progress,
         )
+        cells, groups = await measure(budgets=[*budgets, None] if budgets else [config.budget.think])
+        if budgets:
+            cells += (await measure(style="direct"))[0]
         return self._store(label, split, cells, groups)
 
     async def run_patient(self, sampler: Sampler) -> str | None:

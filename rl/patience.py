@@ -20,7 +20,7 @@ from rollout.examine import EVAL_STEP
 from rollout.sampling import SamplingParams, request_seed
 from rollout.types import Chain, Group, Sampler
 
-VOTES = 8
+VOTES = 4
 """Chains a problem of the base for the majority control."""
 
 

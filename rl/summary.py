@@ -40,7 +40,7 @@ def write_summary(setup: Setup, run: RunDir) -> None:
             "base": _figure(headline(base)),
             "final": _figure(headline(final)),
             "gain": paired_gain(*(_headline_groups(setup, run, label) for label in ("base", "final"))),
-            "budgets": {"base": base, "final": final},
+            "budgets": {name: _capped(cells) for name, cells in (("base", base), ("final", final))},
         }
         print(f"base  {describe(headline(base))}\nfinal {describe(headline(final))}")
         axes = read_axes([run.path])
@@ -48,6 +48,10 @@ def write_summary(setup: Setup, run: RunDir) -> None:
         print(*describe_changes(write_changes(setup, run)), *summarise(axes), sep="\n")
     write_json(run.summary, summary)
     print(f"{run.path}: {summary['steps']} steps in {summary['seconds']:.0f} s")
+
+
+def _capped(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [cell for cell in cells if cell["budget"] is not None]
 
 
 def _figure(cell: dict[str, Any]) -> dict[str, Any]:

@@ -185,6 +185,25 @@ def test_evaluation_gives_base_final_and_a_paired_gain(tmp_path) -> None:
     assert (run.path / "report.html").stat().st_size > 10_000
 
 
+def test_a_thinking_run_is_measured_at_budgets_beside_direct_answers_and_controls(tmp_path) -> None:
+    model = str(Path(MODEL).with_name("countdown-tiny"))
+    config = make_config(
+        tmp_path, "thinks", model={"path": model, "think": True}, task="countdown?numbers=3", budget={"answer": 16},
+        rollout={"problems": 2, "max_tokens": 48}, train={"steps": 1},
+        eval={"every": 1, "problems": 4, "budgets": [0, 16], "controls": True},
+    )  # fmt: skip
+    run = run_once(config)
+    cells = json.loads((run.eval / "final.json").read_text())["cells"]
+    assert [(c["prompt"], c["budget"]) for c in cells] == [("cot", 0), ("cot", 16), ("cot", None), ("direct", None)]
+    summary = json.loads(run.summary.read_text())
+    assert [c["budget"] for c in summary["budgets"]["final"]] == [0, 16]
+    assert summary["final"]["pass@1"] == cells[2]["pass@1"]
+    changes = json.loads((run.eval / "changes.json").read_text())
+    assert len(changes["controls"]) == 3
+    assert {"direct", "attempts", "tokens"} <= changes["base"].keys()
+    assert {"chain/direct", "chain/attempts"} <= read_metrics(run.metrics)[0].keys()
+
+
 def test_mismatch_past_ten_bounds_stops_before_the_update(tmp_path, monkeypatch) -> None:
     """A sampler whose weights are not the learner's: found in the first step, nothing trained."""
     from rl.backend import LocalBackend
