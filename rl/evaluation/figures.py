@@ -82,7 +82,7 @@ def thinking_figure(axes: Axes, theme: Theme = PAPER) -> Figure:
         plot.set_xscale("log", base=2)
         plot.xaxis.set_major_formatter("{x:g}")
         plot.set_xlabel("tokens spent on a problem (mean; small figures are thinking caps)")
-        plot.set_ylabel(f"accuracy on {axis.thinkers[-1].caps[0].accuracy.problems} test problems")
+        plot.set_ylabel(f"accuracy on {axis.thinkers[-1].caps[0].accuracy.problems} problems")
     return figure
 
 
@@ -168,10 +168,16 @@ def _draw_thinkers(plot: Plot, axis: ThinkingAxis) -> None:
         if thinker.direct is not None:
             at = (thinker.direct.tokens, thinker.direct.accuracy.value)
             plot.plot(*at, "D", color=color, ms=6, mfc="none", label=f"{thinker.name}, answers at once")
-    for cell in axis.thinkers[-1].caps:
-        at = (cell.tokens, cell.accuracy.value)
-        text = "" if cell.budget is None else str(cell.budget)
-        plot.annotate(text, at, xytext=(5, -9), textcoords="offset points", fontsize=7, color=BLUE)
+    _name_caps(plot, axis.thinkers[-1])
+
+
+def _name_caps(plot: Plot, thinker: Thinker) -> None:
+    """Each cap beside its point, unless the name would lie on the one before."""
+    room = 0.0
+    for cell in thinker.caps:
+        if cell.budget is not None and cell.tokens >= room:
+            at, room = (cell.tokens, cell.accuracy.value), cell.tokens * 1.1
+            plot.annotate(str(cell.budget), at, xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=7)
 
 
 def _draw_samples(plot: Plot, thinker: Thinker) -> None:
