@@ -41,7 +41,7 @@ class FormatName(StrEnum):
 def scaling(
     sources: Annotated[list[Path], typer.Argument(metavar="RUN|EVAL…", help="run directories, evaluation files")],
     out: Annotated[
-        Path | None, typer.Option(help="directory or prefix of the pictures; default: the run, if it can be written")
+        str | None, typer.Option(help="DIR/ or prefix of the pictures; default: the run, if it can be written")
     ] = None,
     x: Annotated[XName, typer.Option(help="what the training axis counts")] = XName.flops,
     format: Annotated[FormatName, typer.Option(help="kind of picture")] = FormatName.both,
@@ -68,12 +68,12 @@ def report(
     print(build_report(run, out))
 
 
-def _prefix(out: Path | None, sources: list[Path]) -> Path:
+def _prefix(out: str | None, sources: list[Path]) -> Path:
     """What the pictures' names begin with."""
     if out is None:
         own = len(sources) == 1 and sources[0].is_dir() and os.access(sources[0], os.W_OK)
         return (sources[0] if own else Path()) / "scaling"
-    return out / "scaling" if out.is_dir() or str(out).endswith("/") else out
+    return Path(out) / "scaling" if Path(out).is_dir() or out.endswith("/") else Path(out)
 
 
 def _draw(axes: Axes, prefix: Path, formats: tuple[str, ...]) -> list[Path]:

@@ -38,6 +38,8 @@ def test_json_alone_is_on_stdout(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert set(data) == {"train_axis", "thinking_axis"}
     assert data["train_axis"]["x"] == "tokens"
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"x-train.svg", "x-thinking.svg"}
+    assert ponder("scaling", run, "--out", f"{tmp_path}/new/", "--format", "svg") == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"scaling-train.svg", "scaling-thinking.svg"}
 
 
 def test_several_sources_draw_into_the_working_directory(
