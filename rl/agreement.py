@@ -107,16 +107,17 @@ def parity_bound(config: Config) -> float:
 
 
 @contextlib.contextmanager
-def restored(learner: Learner) -> Iterator[None]:
-    """Give the learner its weights back exactly at the end."""
+def restored(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Give some of the learner's weights back exactly at the end."""
     import torch
 
-    kept = [p.detach().clone() for p in learner.policy.parameters()]
+    weights = list(weights)
+    kept = [p.detach().clone() for p in weights]
     try:
         yield
     finally:
         with torch.no_grad():
-            for p, old in zip(learner.policy.parameters(), kept, strict=True):
+            for p, old in zip(weights, kept, strict=True):
                 p.copy_(old)
 
 
