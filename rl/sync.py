@@ -49,7 +49,7 @@ class ModuleSource:
 
     A head that really shares its embedding's tensor appears once, as in `named_parameters()`; one that merely could be
     tied is sent, else the server would keep its old one. A layer under a LoRA adapter is sent merged, as
-    W + scale * B A (Hu et al. 2021, equation 3) in fp32 or better, cast once; the module itself is left as it is.
+    W + scale * B A (Hu et al. 2021, equation 3) in fp32, cast once; the module itself is left as it is.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -73,8 +73,8 @@ class ModuleSource:
         if not found or rest != "weight":
             return parameter.detach()
         layer: Any = self._module.get_submodule(owner)
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), parameter.detach().to(wide))
+        # Adapters are fp32 (rl.model), hence the sum is.
+        return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), parameter.detach())
 
 
 @dataclass(frozen=True)

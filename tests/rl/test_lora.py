@@ -16,15 +16,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rewards.errors import BadInput
 from rl import attention
 from rl.build import build_learner, prepare
-from rl.config import Config, LoraConfig, override_config
+from rl.config import Config, LoraConfig, ObjectiveConfig, TrainConfig, override_config
 from rl.launch import launch
+from rl.learner import Learner
 from rl.metrics import read_metrics
 from rl.model import add_adapter, load_policy, save_model, twin
+from rl.presets import resolve_objective
 from rl.rundir import RunDir
 from rl.selftest import Selftest, widen
 from rl.sync import ModuleSource
 from tests.conftest import VllmServer
 from tests.models import ARCHITECTURES, tiny_model
+from tests.rl.chains import make_chain, make_group, small_model
 from tests.rl.test_loop import make_config
 from tests.rl.test_parity import K3_BOUND, LONG, MEAN_BOUND, SEEN, SHORT, Wire
 from tests.rl.test_selftest import Backend
@@ -49,6 +52,10 @@ def adapted(path: Path, seed: int = 0, dtype: str = "float32", noise: float = 0.
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def frozen(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if not p.requires_grad}
 
 
 def sent(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -77,6 +84,22 @@ def test_init_depends_on_the_seed_alone(model_path: Path) -> None:
     assert torch.equal(trained(first)[name], trained(again)[name])
     assert not torch.equal(trained(first)[name], trained(other)[name])
     assert not any(p.any() for name, p in trained(first).items() if "lora_B" in name)
+
+
+def test_a_rewarded_token_becomes_likelier_and_the_base_stays() -> None:
+    model = small_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    add_adapter(model, LoraConfig(rank=4), 0, "the-base")
+    train = TrainConfig(threads=1, learning_rate=0.05)
+    learner = Learner(model, resolve_objective("grpo", ObjectiveConfig()), train, temperature=1.0, total_steps=10)
+    good, bad = make_chain([1, 2], 1, value=1.0), make_chain([1, 3], 1)
+    old = [float(x) for x in learner.score_logprobs([good, bad])]
+    for version in range(3):
+        learner.step([make_group([good, bad])], version)
+    new = [float(x) for x in learner.score_logprobs([good, bad])]
+    assert new[0] > old[0] + 0.5
+    assert new[1] < old[1] - 0.5
+    assert all(torch.equal(p, before[name.replace(".base_layer", "")]) for name, p in frozen(model).items())
 
 
 class Toy(nn.Module):
