@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from fractions import Fraction
 
 from rewards.answer import final_answer
@@ -69,54 +68,44 @@ def tokenise(text: str) -> list[int | str]:
 
 def evaluate(tokens: list[int | str]) -> Fraction:
     """The exact value of an infix expression; raises NotAnExpression, ZeroDivisionError."""
-    stream = _Tokens(tokens)
-    value = _sum(stream, 0)
-    if stream.next is not None:
-        raise NotAnExpression(f"{stream.next!r} stands where the expression could end")
+    rest = tokens[::-1]  # the next token is the last: each rule takes what it reads off the end
+    value = _sum(rest, 0)
+    if rest:
+        raise NotAnExpression(f"{rest[-1]!r} stands where the expression could end")
     return value
 
 
-class _Tokens:
-    """A token stream with one token of look-ahead."""
-
-    def __init__(self, tokens: list[int | str]) -> None:
-        self._rest: Iterator[int | str] = iter(tokens)
-        self.next: int | str | None = next(self._rest, None)
-
-    def take(self) -> int | str | None:
-        token, self.next = self.next, next(self._rest, None)
-        return token
-
-
-def _sum(stream: _Tokens, depth: int) -> Fraction:
-    value = _product(stream, depth)
-    while stream.next in ("+", "-"):
-        sign = 1 if stream.take() == "+" else -1
-        value += sign * _product(stream, depth)
+def _sum(rest: list[int | str], depth: int) -> Fraction:
+    value = _product(rest, depth)
+    while rest and rest[-1] in ("+", "-"):
+        sign = 1 if rest.pop() == "+" else -1
+        value += sign * _product(rest, depth)
     return value
 
 
-def _product(stream: _Tokens, depth: int) -> Fraction:
-    value = _factor(stream, depth)
-    while stream.next in ("*", "/"):
-        if stream.take() == "*":
-            value *= _factor(stream, depth)
+def _product(rest: list[int | str], depth: int) -> Fraction:
+    value = _factor(rest, depth)
+    while rest and rest[-1] in ("*", "/"):
+        if rest.pop() == "*":
+            value *= _factor(rest, depth)
         else:
-            value /= _factor(stream, depth)
+            value /= _factor(rest, depth)
     return value
 
 
-def _factor(stream: _Tokens, depth: int) -> Fraction:
+def _factor(rest: list[int | str], depth: int) -> Fraction:
     if depth > MAX_DEPTH:
         raise NotAnExpression(f"nested deeper than {MAX_DEPTH}")
-    token = stream.take()
+    if not rest:
+        raise NotAnExpression("the expression is empty or ends too soon")
+    token = rest.pop()
     if isinstance(token, int):
         return Fraction(token)
     if token == "-":
-        return -_factor(stream, depth + 1)
-    if token == "(":
-        value = _sum(stream, depth + 1)
-        if stream.take() != ")":
-            raise NotAnExpression("a bracket is not closed")
-        return value
-    raise NotAnExpression("the expression is empty or ends too soon" if token is None else f"{token!r} out of place")
+        return -_factor(rest, depth + 1)
+    if token != "(":
+        raise NotAnExpression(f"{token!r} out of place")
+    value = _sum(rest, depth + 1)
+    if not rest or rest.pop() != ")":
+        raise NotAnExpression("a bracket is not closed")
+    return value

@@ -12,9 +12,6 @@ from rewards.trl_style import Extras, TrlReward
 from rewards.types import Problem, Score
 from rewards.verdict import failure, to_score
 
-Runner = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine to its end, e.g. asyncio.run."""
-
 
 def judge(
     reward: Callable[..., Any],
@@ -22,27 +19,22 @@ def judge(
     problem: Problem,
     truncated: bool = False,
     extras: Extras | None = None,
-    run: Runner = asyncio.run,
+    run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run,
 ) -> Score:
-    """The verdict of a sync or async reward; an exception inside it becomes status `error`.
+    """The verdict of a sync or async reward (which `run` runs); an exception inside it becomes status `error`.
 
     Raises MemoryError and RecursionError, which the pool counts as limits hit by the text, and BadInput.
     """
     if truncated and not getattr(reward, "scores_truncated", False):
         return Score(0.0, False, "truncated", detail="cut by the length cap")
+    more = (extras,) if isinstance(reward, TrlReward) else ()
     try:
-        result = _call(reward, response, problem, extras or Extras())
+        result = reward(response, problem, *more)
         return to_score(run(_finish(result)) if inspect.isawaitable(result) else result)
     except (MemoryError, RecursionError, BadInput):
         raise
     except Exception as error:
         return failure(f"{type(error).__name__}: {error}")
-
-
-def _call(reward: Callable[..., Any], response: str, problem: Problem, extras: Extras) -> Any:
-    if isinstance(reward, TrlReward):
-        return reward.call(response, problem, extras)
-    return reward(response, problem)
 
 
 async def _finish(awaitable: Any) -> Any:

@@ -14,14 +14,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from rewards.equality import as_text
-from rewards.errors import BadInput, Fault
+from rewards.errors import BadInput, Fault, one_line
 from rewards.trl_style import Extras
 from rewards.types import Problem, Score
-from rewards.verdict import one_line
 
 MAX_REPLY = 2**24
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
@@ -47,9 +47,12 @@ class Worker:
         pipe = asyncio.subprocess.PIPE
         command = (sys.executable, "-P", "-m", "rewards.worker", str(os.getpid()), str(memory_gb))
         environment = os.environ | ONE_THREAD
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=MAX_REPLY, env=environment, start_new_session=True
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=MAX_REPLY, env=environment, start_new_session=True
+            )
+        except OSError as error:
+            raise Fault(f"no reward worker starts ({error}); free memory or lower rewards.workers") from None
         return cls(process)
 
     @property
@@ -140,12 +143,11 @@ class RewardPool:
         self._workers, self._memory_gb = workers, memory_gb
         self._time_limit, self._load_limit = time_limit, load_limit
         self._specs: dict[str, Any] = {}  # every reward that has loaded once, by its key
-        self._warm_ups: dict[str, dict[str, Any] | None] = {}  # key -> item to call it on after loading; None = don't
+        self._warm_ups: dict[str, bytes | None] = {}  # key -> item to call it on after loading; None = don't
         self._slots: set[Slot] = set()
         self._endings: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Queue[Slot] = asyncio.Queue()
         self._spares: asyncio.Queue[Slot] = asyncio.Queue()
-        self._open = False
         self._closed = False
 
     async def __aenter__(self) -> RewardPool:
@@ -156,28 +158,12 @@ class RewardPool:
 
     async def load(self, spec: Any) -> None:
         """Prove in a worker that a reward can be loaded. Raises BadInput with the cause in one line."""
-        slot = await self._take()
-        try:
-            await self._prepare(await _worker(slot), spec)
-        finally:
-            self._give_back(slot)
+        async with self._worker(self._idle, spec):
+            pass
 
-    async def score(
-        self,
-        chain_id: str,
-        response: str,
-        problem: Problem,
-        spec: Any = None,
-        truncated: bool = False,
-        extras: Extras | None = None,
-    ) -> Score:
-        """The verdict on a response, with the chain's id; without a spec, by the problem's own reward.
-
-        Limits and failures are statuses. Raises BadInput where the reward does not load or lacks an input,
-        Fault where no worker starts.
-        """
-        score, _ = await self.timed(chain_id, response, problem, spec, truncated, extras)
-        return score
+    async def score(self, *item: Any, **more: Any) -> Score:
+        """As `timed`, the verdict alone."""
+        return (await self.timed(*item, **more))[0]
 
     async def timed(
         self,
@@ -188,18 +174,26 @@ class RewardPool:
         truncated: bool = False,
         extras: Extras | None = None,
     ) -> tuple[Score, float]:
-        """As `score`, with the seconds that workers spent on the item."""
+        """The verdict on a response, with the chain's id, and the seconds that workers spent on it.
+
+        Without a spec, the problem's own reward judges. Limits and failures are statuses. Raises BadInput where
+        the reward does not load or lacks an input, Fault where no worker starts.
+        """
         spec = problem.reward if spec is None else spec
         if spec is None:
             raise BadInput(f"problem {problem.id!r} has no reward; name one in `reward:`")
-        item = _item(spec, response, problem) | {"truncated": truncated, "extras": vars(extras or Extras())}
-        self._warm_ups.setdefault(_key(spec), _item(spec, _benign(problem), problem))
-        line = _encode(item)
-        reply = await self._on_idle(spec, line)
-        seconds = reply["seconds"]
-        if "limit" in reply:
-            reply = await self._on_spare(spec, line)
+        item = {"spec": spec, "response": response, "problem": vars(problem), "truncated": truncated}
+        line = _message("score", item | {"extras": vars(extras or Extras())})
+        if (key := _key(spec)) not in self._warm_ups:
+            gold = {"response": f"\\boxed{{{as_text(problem.answer)}}}", "truncated": False}
+            self._warm_ups[key] = _message("warm", item | gold)
+        seconds = 0.0
+        for queue in (self._idle, self._spares):  # the second try is alone, where no other response was seen
+            async with self._worker(queue, spec) as worker:
+                reply = await worker.ask(line, self._time_limit)
             seconds += reply["seconds"]
+            if "limit" not in reply:
+                break
         if "bad" in reply:
             raise BadInput(reply["bad"])
         if "limit" in reply:
@@ -213,49 +207,37 @@ class RewardPool:
             self._drop(slot)
         await asyncio.gather(*self._endings)
 
-    async def _on_idle(self, spec: Any, line: bytes) -> dict[str, Any]:
-        slot = await self._take()
+    @contextlib.asynccontextmanager
+    async def _worker(self, queue: asyncio.Queue[Slot], spec: Any) -> AsyncIterator[Worker]:
+        """A worker with the reward ready: an idle one, or a spare, which serves once and has its successor warm up."""
+        slot = await self._take(queue)
+        following = slot if queue is self._idle else self._launch()
         try:
-            worker = await _worker(slot)
+            worker = await asyncio.shield(slot)
             await self._prepare(worker, spec)
-            return await worker.ask(line, self._time_limit)
+            yield worker
         finally:
-            self._give_back(slot)
+            if following is not slot:
+                self._drop(slot)
+            queue.put_nowait(following if self._closed else self._revive(following))
 
-    async def _on_spare(self, spec: Any, line: bytes) -> dict[str, Any]:
-        """The second try, alone in a process that has seen no other response."""
-        slot = self._revive(await self._spares.get())
-        successor = self._launch()  # warms up while this one works
-        try:
-            worker = await _worker(slot)
-            await self._prepare(worker, spec)
-            return await worker.ask(line, self._time_limit)
-        finally:
-            self._drop(slot)
-            self._spares.put_nowait(successor)
-
-    async def _take(self) -> Slot:
-        if not self._open:  # the first use
-            self._open = True
-            for queue, count in ((self._idle, self._workers), (self._spares, max(1, self._workers // 4))):
+    async def _take(self, queue: asyncio.Queue[Slot]) -> Slot:
+        if not self._slots:  # the first use, or the pool is closed
+            for places, count in ((self._idle, self._workers), (self._spares, max(1, self._workers // 4))):
                 for _ in range(count):
-                    queue.put_nowait(self._launch())
-        slot = await self._idle.get()
+                    places.put_nowait(self._launch())
+        slot = await queue.get()
         if self._closed:
-            self._idle.put_nowait(slot)  # for whoever else still waits
+            queue.put_nowait(slot)  # for whoever else still waits
             raise Fault(CLOSED)
         return self._revive(slot)
 
     def _revive(self, slot: Slot) -> Slot:
-        """The slot, or a new one where its worker is dead."""
-        if _usable(slot):
+        """The slot, or a new one, which warms up before the next item comes, where its worker is dead."""
+        if not slot.done() or (not slot.cancelled() and slot.exception() is None and slot.result().alive):
             return slot
         self._drop(slot)
         return self._launch()
-
-    def _give_back(self, slot: Slot) -> None:
-        """Put a slot back; where its worker is dead, a new one warms up before the next item comes."""
-        self._idle.put_nowait(slot if self._closed else self._revive(slot))
 
     def _launch(self) -> Slot:
         if self._closed:
@@ -273,10 +255,7 @@ class RewardPool:
 
     async def _fresh(self) -> Worker:
         """A new worker with every known reward loaded."""
-        try:
-            worker = await Worker.start(self._memory_gb)
-        except OSError as error:
-            raise Fault(f"no reward worker starts ({error}); free memory or lower rewards.workers") from None
+        worker = await Worker.start(self._memory_gb)
         try:
             for spec in list(self._specs.values()):
                 await self._prepare(worker, spec)
@@ -286,31 +265,26 @@ class RewardPool:
         return worker
 
     async def _prepare(self, worker: Worker, spec: Any) -> None:
-        """Load a reward and call it once, off every item's clock."""
+        """Load a reward and call it once, off every item's clock.
+
+        It is called on its problem's own answer; one that hangs or dies even there is only loaded from then on.
+        """
         key = _key(spec)
         if key in worker.ready or not worker.alive:
             return
-        reply = await worker.ask(_encode({"op": "load", "spec": spec}), self._load_limit)
+        reply = await worker.ask(_message("load", {"spec": spec}), self._load_limit)
         if "limit" in reply:
             raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
         if "bad" in reply:
             raise BadInput(reply["bad"])
         self._specs[key] = spec
-        if key in self._warm_ups:
-            await self._warm_up(worker, key)
-
-    async def _warm_up(self, worker: Worker, key: str) -> None:
-        """Call a reward on its problem's own answer; one that hangs or dies even there is only loaded from now on."""
-        item = self._warm_ups[key]
-        if item is not None:
-            reply = await worker.ask(_encode(item | {"op": "warm"}), min(WARM_UP_LIMIT, self._load_limit))
+        if key not in self._warm_ups:
+            return
+        if warm_up := self._warm_ups[key]:
+            reply = await worker.ask(warm_up, min(WARM_UP_LIMIT, self._load_limit))
             if "limit" in reply:
                 self._warm_ups[key] = None
         worker.ready.add(key)
-
-
-async def _worker(slot: Slot) -> Worker:
-    return slot.result() if slot.done() else await asyncio.shield(slot)
 
 
 async def _end(slot: Slot) -> None:
@@ -320,23 +294,9 @@ async def _end(slot: Slot) -> None:
         await worker.close()
 
 
-def _usable(slot: Slot) -> bool:
-    """Whether the slot's worker is starting or alive."""
-    return not slot.done() or (not slot.cancelled() and slot.exception() is None and slot.result().alive)
-
-
 def _key(spec: Any) -> str:
     return json.dumps(spec, sort_keys=True)
 
 
-def _item(spec: Any, response: str, problem: Problem) -> dict[str, Any]:
-    return {"op": "score", "spec": spec, "response": response, "problem": vars(problem)}
-
-
-def _benign(problem: Problem) -> str:
-    """A response that states the reference answer: what a reward is called on before the clock counts."""
-    return f"\\boxed{{{as_text(problem.answer)}}}"
-
-
-def _encode(message: dict[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
+def _message(op: str, fields: dict[str, Any]) -> bytes:
+    return json.dumps({"op": op, **fields}).encode() + b"\n"

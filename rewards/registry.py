@@ -16,9 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards.errors import BadInput
+from rewards.errors import BadInput, nearest, one_line
 from rewards.trl_style import TrlReward, is_trl_style
-from rewards.verdict import one_line
 
 GROUP = "ponder.rewards"
 BUILT_IN = {
@@ -30,7 +29,12 @@ BUILT_IN = {
 
 def load_reward(spec: Any) -> Callable[..., Any]:
     """The reward that a spec names, ready for `judge`. Raises BadInput with the cause in one line."""
-    function = _build(spec) if isinstance(spec, dict) else _resolve(spec)
+    try:
+        function = _build(spec) if isinstance(spec, dict) else _resolve(spec)
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a plugin's code makes it raise
+        raise BadInput(one_line(f"reward {spec!r} does not load: {type(error).__name__}: {error}")) from None
     if not callable(function):
         raise BadInput(f"reward {spec!r} is a {type(function).__name__}, not a function")
     if is_trl_style(function):
@@ -42,8 +46,11 @@ def load_reward(spec: Any) -> Callable[..., Any]:
 def list_rewards() -> list[dict[str, str]]:
     """Every reward with a name, and its source; plugins are listed without being imported."""
     built_in = [{"name": name, "source": f"built in ({target})"} for name, target in BUILT_IN.items()]
-    plugins = [{"name": point.name, "source": _origin(point)} for point in entry_points(group=GROUP)]
-    return sorted(built_in, key=lambda row: row["name"]) + sorted(plugins, key=lambda row: row["name"])
+    return built_in + [{"name": name, "source": _origin(point)} for name, point in sorted(_plugins().items())]
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def _origin(point: EntryPoint) -> str:
@@ -52,14 +59,9 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _build(spec: dict[str, Any]) -> Any:
-    unknown = sorted(set(spec) - {"use", "args"})
-    if unknown or "use" not in spec:
+    if not {"use"} <= set(spec) <= {"use", "args"}:
         raise BadInput(f"reward {spec!r}: a factory is written {{use: module:function, args: {{…}}}}")
-    factory, arguments = _resolve(spec["use"]), spec.get("args") or {}
-    try:
-        return factory(**arguments)
-    except Exception as error:
-        raise _broken(f"reward {spec['use']} with args {arguments}", error) from None
+    return _resolve(spec["use"])(**spec.get("args") or {})
 
 
 def _resolve(spec: Any) -> Any:
@@ -73,22 +75,15 @@ def _resolve(spec: Any) -> Any:
         return getattr(module, attribute)
     except AttributeError:
         raise BadInput(f"reward {spec!r}: {_lacks(module, place, attribute)}") from None
-    except Exception as error:  # a lazy module that fails to import what the function needs
-        raise _broken(f"reward {spec!r}", error) from None
 
 
 def _named(name: str) -> Any:
     if name in BUILT_IN:
         return _resolve(BUILT_IN[name])
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name in points:
-        try:
-            return points[name].load()
-        except Exception as error:
-            raise _broken(f"reward {name!r} from {_origin(points[name])}", error) from None
-    known = sorted({*BUILT_IN, *points})
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    plugins = _plugins()
+    if name in plugins:
+        return plugins[name].load()
+    hint = nearest(name, sorted({*BUILT_IN, *plugins}))
     raise BadInput(f"unknown reward {name!r}; {hint} (or your own: module:function, path/file.py:function)")
 
 
@@ -96,33 +91,23 @@ def _from_module(name: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            own = f"{name.replace('.', '/')}.py:{spec.rpartition(':')[2]}"
-            raise BadInput(f"reward {spec!r}: no module {name!r} on PYTHONPATH; a file is named {own!r}") from None
-        raise _broken(f"reward {spec!r}", error) from None
-    except Exception as error:
-        raise _broken(f"reward {spec!r}", error) from None
+        if not f"{name}.".startswith(f"{error.name}."):  # something that the module imports
+            raise
+        own = f"{name.replace('.', '/')}.py:{spec.rpartition(':')[2]}"
+        raise BadInput(f"reward {spec!r}: no module {name!r} on PYTHONPATH; a file is named {own!r}") from None
 
 
 def _from_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         raise BadInput(f"reward {spec!r}: no file {str(path)!r} below {Path.cwd()}")
-    name = f"ponder_plugin_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
+    module_spec = importlib.util.spec_from_file_location(f"ponder_plugin_{path.stem}", path)
     assert module_spec is not None  # the suffix is .py, so there is a loader
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickle look the module up by name
+    sys.modules[module_spec.name] = module  # dataclasses and pickle look the module up by name
     sys.path.append(str(path.resolve().parent))  # last: its neighbours can be imported, nothing is shadowed
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise _broken(f"reward {spec!r}", error) from None
+    module_spec.loader.exec_module(module)
     return module
-
-
-def _broken(what: str, error: Exception) -> BadInput:
-    return BadInput(one_line(f"{what} does not load: {type(error).__name__}: {error}"))
 
 
 def _lacks(module: ModuleType, place: str, attribute: str) -> str:

@@ -7,10 +7,8 @@ import numbers
 from dataclasses import replace
 from typing import Any
 
+from rewards.errors import one_line
 from rewards.types import STATUSES, Score
-
-MAX_DETAIL = 500
-"""Longest reason that is kept, characters."""
 
 
 def to_score(result: Any) -> Score:
@@ -26,18 +24,12 @@ def to_score(result: Any) -> Score:
     value = float(result)
     if not math.isfinite(value):
         return failure(f"returned {value}")
-    correct = value >= 1
-    return Score(value, correct, "ok" if correct else "wrong")
+    return Score(value, value >= 1, "ok" if value >= 1 else "wrong")
 
 
 def failure(reason: str) -> Score:
     """A failure of ours: no value, so that it stays out of the advantages."""
     return Score(None, False, "error", detail=one_line(reason))
-
-
-def one_line(text: str) -> str:
-    """At most MAX_DETAIL characters, without line breaks."""
-    return " ".join(text[: 4 * MAX_DETAIL].split())[:MAX_DETAIL]
 
 
 def _checked(score: Score) -> Score:

@@ -6,6 +6,7 @@ prints go to stderr, and the process ends with its parent: by signal on Linux, b
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -30,7 +31,7 @@ class Server:
     def __init__(self, memory_gb: float) -> None:
         self._memory_gb = memory_gb
         self._rewards: dict[str, Callable[..., Any]] = {}
-        self._runner: Any = None
+        self._runner = asyncio.Runner()  # one loop for every async reward, so that sessions and locks live on
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
         """The reply: {ok}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input.
@@ -60,22 +61,14 @@ class Server:
     def _score(self, message: dict[str, Any]) -> dict[str, Any]:
         extras = Extras(**message.get("extras", {}))
         reward, problem = self._reward(message["spec"]), Problem(**message["problem"])
-        score = judge(reward, message["response"], problem, message.get("truncated", False), extras, self._run)
-        return {"score": asdict(score)}
+        truncated = message.get("truncated", False)
+        return {"score": asdict(judge(reward, message["response"], problem, truncated, extras, self._runner.run))}
 
     def _reward(self, spec: Any) -> Callable[..., Any]:
         key = json.dumps(spec, sort_keys=True)
         if key not in self._rewards:
             self._rewards[key] = load_reward(spec)
         return self._rewards[key]
-
-    def _run(self, coroutine: Any) -> Any:
-        """Run an async reward, always on the same loop, so that its sessions and locks live on."""
-        if self._runner is None:
-            import asyncio  # only async rewards pay for it
-
-            self._runner = asyncio.Runner()
-        return self._runner.run(coroutine)
 
 
 def limit_memory(gb: float | None) -> None:
@@ -85,13 +78,13 @@ def limit_memory(gb: float | None) -> None:
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if gb is None:
-        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-        return
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    wanted = used + int(gb * GIB)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    soft = hard
+    if gb is not None:
+        with open("/proc/self/statm") as file:
+            soft = int(file.read().split()[0]) * resource.getpagesize() + int(gb * GIB)
+        if hard != resource.RLIM_INFINITY:
+            soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def die_with_parent(parent: int) -> None:
@@ -110,9 +103,7 @@ def die_with_parent(parent: int) -> None:
 def take_pipes() -> tuple[BinaryIO, BinaryIO]:
     """The pool's two pipes, out of reach of whatever reads stdin or prints."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     return requests, replies
 
