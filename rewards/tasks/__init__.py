@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewards.errors import BadInput
+from rewards.errors import BadInput, nearest
 from rewards.tasks.arithmetic import Arithmetic
-from rewards.tasks.base import Generator, Task, build, nearest, parameters
+from rewards.tasks.base import Generator, Task, build, check_names, parameters
 from rewards.tasks.countdown import Countdown
 from rewards.tasks.dataset import PREFIX, DataSet
 from rewards.tasks.jsonl import Jsonl
@@ -25,16 +25,18 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
     if isinstance(spec, list):
         return _mixture(spec, seed)
     name, question, query = spec.partition("?")
+    given = _query(spec, query) if question else {}
     if name.startswith(PREFIX):
-        return DataSet(spec, seed, _query(spec, query) if question else {})
+        return DataSet(spec, seed, given)
     if name.endswith(".jsonl"):
         if question:
             raise BadInput(f"task {spec!r}: a JSONL file takes no parameters; drop {'?' + query!r}")
         return Jsonl(name, seed)
     if name not in GENERATORS:
-        hint = nearest(name, list(GENERATORS))
-        raise BadInput(f"unknown task {name!r}; {hint} (or data of your own: path.jsonl, datasets:PATH)")
-    return build(GENERATORS[name], spec, seed, _query(spec, query) if question else {})
+        raise BadInput(
+            f"unknown task {name!r}; {nearest(name, GENERATORS)} (or data of your own: path.jsonl, datasets:PATH)"
+        )
+    return build(GENERATORS[name], spec, seed, given)
 
 
 def is_task(text: str) -> bool:
@@ -55,7 +57,13 @@ def list_tasks() -> list[dict[str, Any]]:
             "name": name,
             "description": (kind.__doc__ or "").strip(),
             "reward": kind.reward,
-            "parameters": {f.name: {"default": str(f.default), "help": f.metadata["help"]} for f in parameters(kind)},
+            "parameters": {
+                f.name: {
+                    "default": "-".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default),
+                    "help": f.metadata["help"],
+                }
+                for f in parameters(kind).values()
+            },
         }
         for name, kind in GENERATORS.items()
     ]
@@ -63,9 +71,8 @@ def list_tasks() -> list[dict[str, Any]]:
 
 def _query(spec: str, query: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in query.split("&")]
-    for key, sign, value in pairs:
-        if not (key and sign and value):
-            raise BadInput(f"task {spec!r}: write parameters as NAME?key=value&key=value")
+    if not all(key and value for key, _, value in pairs):
+        raise BadInput(f"task {spec!r}: write parameters as NAME?key=value&key=value")
     given = {key: value for key, _, value in pairs}
     if len(given) < len(pairs):
         raise BadInput(f"task {spec!r} sets a parameter twice; keep one")
@@ -73,24 +80,17 @@ def _query(spec: str, query: str) -> dict[str, str]:
 
 
 def _mixture(entries: list[dict[str, Any]], seed: int) -> Mixture:
-    if not entries:
-        raise BadInput("task: an empty mixture; write [{task: NAME, weight: 1}, …]")
-    parts = [_part(entry, seed) for entry in entries]
-    names = [task.name for task, _ in parts]
-    for name in names:
-        if names.count(name) > 1:
+    parts: dict[str, tuple[Task, float]] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("task"), str):
+            raise BadInput(f"task: mixture entry {entry!r} is not of the form {{task: NAME, weight: 1}}")
+        check_names(f"task: mixture entry {entry!r}", entry, ("task", "weight"))
+        name, weight = entry["task"], entry.get("weight", 1)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise BadInput(f"task: weight {weight!r} of {name!r} is not a positive number")
+        if name in parts:
             raise BadInput(f"task: the mixture names {name!r} twice; add the weights up")
-    return Mixture(parts, seed)
-
-
-def _part(entry: Any, seed: int) -> tuple[Task, float]:
-    known = ["task", "weight"]
-    if not isinstance(entry, dict) or not isinstance(entry.get("task"), str):
-        raise BadInput(f"task: mixture entry {entry!r} is not of the form {{task: NAME, weight: 1}}")
-    for key in entry:
-        if key not in known:
-            raise BadInput(f"task: unknown key {key!r} in the mixture; {nearest(key, known)}")
-    weight = entry.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise BadInput(f"task: weight {weight!r} of {entry['task']!r} is not a positive number")
-    return load_task(entry["task"], seed), float(weight)
+        parts[name] = load_task(name, seed), float(weight)
+    if not parts:
+        raise BadInput("task: an empty mixture; write [{task: NAME, weight: 1}, …]")
+    return Mixture(list(parts.values()), seed)

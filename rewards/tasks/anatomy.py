@@ -7,17 +7,18 @@ where its author sees a hit, `.` where not. A chain in other words tells only wh
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from rewards.tasks.traces import CLOSE, OPEN
+from rewards.answer import CLOSE, OPEN, squeeze
+from rewards.tasks.base import OPERATIONS
 from rewards.types import Problem
 
 _VERDICT = re.compile(r"\s*\d+\s*([.!])")
-_OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+_SUM = re.compile(r"(?<!\S)(?=(\d{1,9}) ([-+*]) (\d{1,9}) = (\d{1,9})(?!\S))", re.ASCII)
+"""A look-ahead, since a result may be the next sum's left number: `13 - 10 = 3 * 2 = 6`."""
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(NamedTuple):
     """One line of arithmetic as it was written."""
 
     left: int
@@ -25,23 +26,12 @@ class Sum:
     right: int
     result: int
 
-    @property
-    def right_sum(self) -> bool:
-        """Whether it is true."""
-        return _OPERATIONS[self.operator](self.left, self.right) == self.result
 
-
-@dataclass(frozen=True)
-class Try:
+class Try(NamedTuple):
     """One combination of numbers, and whether its author took it for a hit."""
 
     sums: tuple[Sum, ...]
     claimed: bool
-
-    @property
-    def path(self) -> tuple[tuple[int, str, int], ...]:
-        """What was tried, whatever came out."""
-        return tuple((s.left, s.operator, s.right) for s in self.sums)
 
 
 def chain_traits(problem: Problem, response: str) -> dict[str, float]:
@@ -60,7 +50,17 @@ def chain_traits(problem: Problem, response: str) -> dict[str, float]:
     tries = read_tries(thinking)
     if not tries:  # it thinks in other words
         return {"direct": 0.0}
-    return {"direct": 0.0, "attempts": float(len(tries))} | _of_tries(tries, bool(closed))
+    sums = [s for t in tries for s in t.sums]
+    paths = {tuple((s.left, s.operator, s.right) for s in t.sums) for t in tries}  # whatever came out
+    slips = sum(OPERATIONS[s.operator](s.left, s.right) != s.result for s in sums)
+    return {
+        "direct": 0.0,
+        "attempts": float(len(tries)),
+        "backtracks": float(sum(not t.claimed for t in tries[:-1])),
+        "repeated": 1 - len(paths) / len(tries),
+        "slips": slips / len(sums) if sums else 0.0,
+        "gave_up": float(bool(closed) and not tries[-1].claimed),
+    }
 
 
 def read_tries(thinking: str) -> list[Try]:
@@ -69,28 +69,9 @@ def read_tries(thinking: str) -> list[Try]:
     tries = []
     for piece in rest:
         if (verdict := _VERDICT.match(piece)) is not None:
-            tries.append(Try(_sums(text.split()), verdict[1] == "!"))
+            found = _SUM.findall(squeeze(text))
+            sums = tuple(Sum(int(left), operator, int(right), int(result)) for left, operator, right, result in found)
+            tries.append(Try(sums, verdict[1] == "!"))
             piece = piece[verdict.end() :]
         text = piece
     return tries
-
-
-def _of_tries(tries: list[Try], closed: bool) -> dict[str, float]:
-    sums = [s for t in tries for s in t.sums]
-    paths = [t.path for t in tries]
-    return {
-        "backtracks": float(sum(not t.claimed for t in tries[:-1])),
-        "repeated": 1 - len(set(paths)) / len(paths),
-        "slips": sum(not s.right_sum for s in sums) / len(sums) if sums else 0.0,
-        "gave_up": float(closed and not tries[-1].claimed),
-    }
-
-
-def _sums(words: list[str]) -> tuple[Sum, ...]:
-    """`13 - 10 = 3 * 2 = 6` and `10 - 2 = 8 , 13 - 8 = 5`: a result may be the next sum's left number."""
-    found = []
-    for left, operator, right, equals, result in zip(words, words[1:], words[2:], words[3:], words[4:], strict=False):
-        numbers = (left, right, result)
-        if operator in _OPERATIONS and equals == "=" and all(n.isascii() and n.isdigit() for n in numbers):
-            found.append(Sum(int(left), operator, int(right), int(result)))
-    return tuple(found)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import random
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, get_args
 
-from rewards.errors import BadInput
+from rewards.errors import BadInput, nearest
 from rewards.types import Problem, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_DRAWS = 20_000
 """Draws after which a generator says that a split holds nothing."""
+MAX_STEP = 199
+"""Values stay in 0..MAX_STEP on the way to a result: the word-level vocabulary ends there."""
+OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+_NUMBER_OR_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
 class Task(Protocol):
@@ -24,29 +28,23 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """The task string it was loaded from."""
-        ...
 
     @property
     def reward(self) -> Any:
         """Spec of the default reward; None for a mixture, where each problem names its own."""
-        ...
 
     @property
     def rewards(self) -> list[Any]:
         """Every reward spec that its problems may name."""
-        ...
 
     def problem(self, index: int, split: Split) -> Problem:
         """Problem `index` >= 0 of a split. Raises BadInput where the split has none."""
-        ...
 
     def size(self, split: Split) -> int | None:
         """Problems in the split; None for a generator, which never ends."""
-        ...
 
     def gold(self, problem: Problem) -> str:
         """A response to one of its problems that must be scored correct."""
-        ...
 
 
 def split_of(task: str, key: str) -> Split:
@@ -56,32 +54,22 @@ def split_of(task: str, key: str) -> Split:
     return {0: "test", 1: "val"}.get(bucket, "train")  # type: ignore[return-value]
 
 
-def nearest(wrong: str, known: list[str]) -> str:
-    """A hint for a misspelt name: the closest known one, else all of them."""
-    hits = difflib.get_close_matches(wrong, known, n=1)
-    return f"did you mean {hits[0]!r}?" if hits else f"known: {', '.join(known)}"
+def check_names(where: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises BadInput for the first name that is not known."""
+    for name in given:
+        if name not in known:
+            raise BadInput(f"{where}: unknown parameter {name!r}; {nearest(name, known)}")
 
 
-@dataclass(frozen=True)
-class Range:
-    """An inclusive range of integers, written `3` or `3-5`."""
-
-    low: int
-    high: int
-
-    def __str__(self) -> str:
-        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
-
-    def draw(self, rng: random.Random) -> int:
-        return rng.randint(self.low, self.high)
+def number(default: int | tuple[int, int], bounds: tuple[int, int], help: str) -> Any:
+    """A task's parameter: an integer, or an inclusive range of them (low, high), written `3` or `3-5`."""
+    return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
-def about(help: str, bounds: tuple[int, int] | None = None, choices: str = "") -> dict[str, Any]:
-    """Metadata of a task parameter: its meaning, its bounds or its blank-separated choices."""
-    return {"help": help, "bounds": bounds, "choices": choices.split()}
-
-
-STYLE = about("`words`: tokens apart by blanks, for word-level models; `plain`: in English", choices="words plain")
+def style() -> Any:
+    """A task's parameter: how its prompts and answers are written."""
+    what = "`words`: tokens apart by blanks, for word-level models; `plain`: in English"
+    return field(default="words", metadata={"help": what, "choices": ("words", "plain")})
 
 
 @dataclass(frozen=True)
@@ -101,9 +89,8 @@ class Generator(ABC):
     def draw(self, rng: random.Random) -> Problem:
         """One problem of any split; its id is set later."""
 
-    @abstractmethod
     def gold(self, problem: Problem) -> str:
-        """A response that is correct."""
+        return f"<answer>{problem.answer}</answer>" if getattr(self, "style", "") == "plain" else problem.answer
 
     def problem(self, index: int, split: Split) -> Problem:
         """Draw, from a generator seeded by (seed, task, index, split), until the content falls into the split."""
@@ -117,37 +104,30 @@ class Generator(ABC):
     def size(self, split: Split) -> int | None:
         return None
 
-    def tagged(self, answer: str) -> str:
-        """An answer as a response in the task's style."""
-        return f"<answer>{answer}</answer>" if getattr(self, "style", "words") == "plain" else answer
 
-
-def parameters(kind: type[Generator]) -> list[Field[Any]]:
+def parameters(kind: type[Generator]) -> dict[str, Field[Any]]:
     """The fields that a task string may set."""
-    return [f for f in fields(kind) if f.default is not MISSING]
+    return {f.name: f for f in fields(kind) if f.default is not MISSING}
 
 
 def build(kind: type[Generator], name: str, seed: int, given: Mapping[str, str]) -> Generator:
     """A generator from the texts after the `?` of a task string. Raises BadInput for an unknown name or value."""
-    known = {f.name: f for f in parameters(kind)}
-    for key in given:
-        if key not in known:
-            raise BadInput(f"task {name!r}: unknown parameter {key!r}; {nearest(key, list(known))}")
+    known = parameters(kind)
+    check_names(f"task {name!r}", given, known)
     return kind(name, seed, **{key: _parse(name, known[key], text) for key, text in given.items()})
 
 
 def _parse(task: str, known: Field[Any], text: str) -> Any:
-    choices, bounds = known.metadata["choices"], known.metadata["bounds"]
     what = f"task {task!r}: {known.name}={text!r}"
     if isinstance(known.default, str):
-        if choices and text not in choices:
-            raise BadInput(f"{what} is not one of {', '.join(choices)}")
+        if text not in known.metadata["choices"]:
+            raise BadInput(f"{what} is not one of {', '.join(known.metadata['choices'])}")
         return text
-    low, dash, high = text.partition("-")
-    ranged = isinstance(known.default, Range)
-    if not (low.isascii() and low.isdigit() and (not dash or (ranged and high.isascii() and high.isdigit()))):
+    ranged, match = isinstance(known.default, tuple), _NUMBER_OR_RANGE.fullmatch(text)
+    if match is None or (match[2] and not ranged):
         raise BadInput(f"{what} is not {'a number or a range like 3-5' if ranged else 'a number'}")
-    span = Range(int(low), int(high or low))
-    if bounds and not bounds[0] <= span.low <= span.high <= bounds[1]:
-        raise BadInput(f"{what} is out of bounds; use {bounds[0]} to {bounds[1]}")
-    return span if ranged else span.low
+    low, high = int(match[1]), int(match[2] or match[1])
+    least, most = known.metadata["bounds"]
+    if not least <= low <= high <= most:
+        raise BadInput(f"{what} is out of bounds; use {least} to {most}")
+    return (low, high) if ranged else low

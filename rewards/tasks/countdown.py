@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from rewards.tasks.base import STYLE, Generator, Range, about
+from rewards.tasks.base import MAX_STEP, OPERATIONS, Generator, number, style
 from rewards.types import Problem
-
-MAX_STEP = 199
-"""Largest intermediate value of the reference solution: the word-level vocabulary ends there."""
 
 PLAIN = (
     "Using the numbers {numbers}, each exactly once, with + - * / and parentheses, write an expression that equals "
@@ -22,47 +19,60 @@ PLAIN = (
 class Countdown(Generator):
     """Reach a target from given numbers with + - *, each number used exactly once (difficulty: how many numbers)."""
 
-    base: ClassVar[str] = "countdown"
-    reward: ClassVar[str] = "countdown"
-    numbers: Range = field(default=Range(3, 5), metadata=about("how many numbers, `3` or `3-5`", (2, 6)))
-    max_number: int = field(default=15, metadata=about("numbers are 1 to this", (3, 199)))
-    max_target: int = field(default=99, metadata=about("targets are 1 to this", (1, 199)))
-    style: str = field(default="words", metadata=STYLE)
+    base = "countdown"
+    reward = "countdown"
+    numbers: tuple[int, int] = number((3, 5), (2, 6), "how many numbers, `3` or `3-5`")
+    max_number: int = number(15, (3, 199), "numbers are 1 to this")
+    max_target: int = number(99, (1, 199), "targets are 1 to this")
+    style: str = style()
 
     def draw(self, rng: random.Random) -> Problem:
-        count = self.numbers.draw(rng)
+        count = rng.randint(*self.numbers)
         solved = None
-        while solved is None or not 1 <= solved[0] <= self.max_target:  # the count stays: none is favoured
+        while solved is None or not 1 <= solved.value <= self.max_target:  # the count stays: none is favoured
             numbers = [rng.randint(1, self.max_number) for _ in range(count)]
-            solved = _combine(numbers, rng)
-        target, solution = solved
-        key = f"{','.join(map(str, sorted(numbers)))}={target}"
-        words = f"{' '.join(map(str, numbers))} : {target}"
-        plain = PLAIN.format(numbers=", ".join(map(str, numbers)), target=target)
+            solved = combine(numbers, rng)
+        words = f"{' '.join(map(str, numbers))} : {solved.value}"
+        plain = PLAIN.format(numbers=", ".join(map(str, numbers)), target=solved.value)
         return Problem(
             id="",
             task=self.base,
             prompt=plain if self.style == "plain" else words,
-            answer=solution,
-            key=key,
-            difficulty=float(len(numbers)),
-            subtask=f"{len(numbers)} numbers",
-            meta={"numbers": numbers, "target": target},
+            answer=solved.expression,
+            key=f"{','.join(map(str, sorted(numbers)))}={solved.value}",
+            difficulty=float(count),
+            subtask=f"{count} numbers",
+            meta={"numbers": numbers, "target": solved.value},
         )
 
-    def gold(self, problem: Problem) -> str:
-        return self.tagged(problem.answer)
+
+class Attempt(NamedTuple):
+    """One combination of all numbers."""
+
+    text: str  # e.g. "13 - 10 = 3 * 2 = 6"
+    expression: str  # e.g. "( 13 - 10 ) * 2"
+    value: int  # what its author believes
 
 
-def _combine(numbers: list[int], rng: random.Random) -> tuple[int, str] | None:
-    """Join random pairs until one value is left: (value, expression), or None where a step leaves 0..MAX_STEP."""
+def combine(numbers: list[int], rng: random.Random, slip: float = 0.0) -> Attempt | None:
+    """Join random pairs until one value is left; None where a step leaves 0..MAX_STEP.
+
+    slip: probability that a step's result is wrong by a little.
+    """
     pool = [(number, str(number)) for number in numbers]
+    text, result = "", None
     while len(pool) > 1:
-        (a, left), (b, right) = (pool.pop(rng.randrange(len(pool))) for _ in range(2))
+        left, right = (pool.pop(rng.randrange(len(pool))) for _ in range(2))
         operator = rng.choice("+-*")
-        value = {"+": a + b, "-": a - b, "*": a * b}[operator]
+        value = OPERATIONS[operator](left[0], right[0])
+        if slip and rng.random() < slip:
+            value += rng.choice((-2, -1, 1, 2))
         if not 0 <= value <= MAX_STEP:
             return None
-        text = f"{left} {operator} {right}"
-        pool.append((value, f"( {text} )" if pool else text))
-    return pool[0]
+        step = f"{operator} {right[0]} = {value}"
+        goes_on = left is result  # "= 3 * 2 = 6" rather than "= 3 , 3 * 2 = 6"
+        text += f" {step}" if goes_on else f"{' , ' if text else ''}{left[0]} {step}"
+        expression = f"{left[1]} {operator} {right[1]}"
+        result = (value, f"( {expression} )" if pool else expression)
+        pool.append(result)
+    return Attempt(text, pool[0][1], pool[0][0])

@@ -1,18 +1,73 @@
-"""Problems of one's own: a JSONL file, one object a line with `prompt` and `answer`."""
+"""Problems from rows of data, objects with `prompt` and `answer`: a JSONL file of one's own, one object a line."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rewards.errors import BadInput
-from rewards.tasks.rows import Rows, to_problem
-from rewards.types import Problem, Split
+from rewards.answer import squeeze
+from rewards.equality import as_text
+from rewards.errors import BadInput, nearest
+from rewards.tasks.base import SPLITS, split_of
+from rewards.types import Problem, Prompt, Split
 
-Row = tuple[int, Problem, Split | None]
-"""Line number, problem, and the split it asks for."""
+KNOWN = {f.name for f in fields(Problem)} - {"task", "meta"} | {"split"}
+HASHED_AS = "jsonl"
+"""Stands for the task in the split's hash: the same row in a renamed file, or in two files, keeps its split."""
+Row = tuple[Problem, Split | None]
+"""A problem with the split that it asks for; None leaves it to its content."""
+
+
+class Rows:
+    """Rows by split. Train wraps around with a new order in each pass; val and test don't."""
+
+    reward = "exact_match"
+
+    def __init__(self, name: str, seed: int, rows: list[Row]) -> None:
+        self.name, self.seed = name, seed
+        self._rows = _divide(rows)
+        self.dropped = len(rows) - sum(map(len, self._rows.values()))  # since their content is held out
+        self._order = lru_cache(maxsize=1)(self._shuffled)
+
+    @property
+    def rewards(self) -> list[Any]:
+        """The default and every row's own."""
+        own = [problem.reward for rows in self._rows.values() for problem in rows]
+        return list({json.dumps(spec, sort_keys=True): spec for spec in own}.values())
+
+    def size(self, split: Split) -> int:
+        return len(self._rows[split])
+
+    def problem(self, index: int, split: Split) -> Problem:
+        """Row `index` of a split; in later passes over train the id ends in @2, @3, …"""
+        rows = self._rows[split]
+        if not rows:
+            raise BadInput(f'{self.name} has no {split} rows: add "split": "{split}" to some, or more rows')
+        if split == "train":
+            done, place = divmod(index, len(rows))
+            problem = rows[self._order(done)[place]]
+            return replace(problem, id=f"{problem.id}@{done + 1}") if done else problem
+        if index >= len(rows):
+            raise BadInput(f"{self.name} has {len(rows)} {split} rows, not {index + 1}; ask for fewer problems")
+        return rows[index]
+
+    def gold(self, problem: Problem) -> str:
+        """The row's `gold` response, else its answer in a box (in tags where its braces are odd)."""
+        if isinstance(problem.meta.get("gold"), str):
+            return problem.meta["gold"]
+        answer = as_text(problem.answer)
+        balanced = answer.count("{") == answer.count("}")
+        return f"\\boxed{{{answer}}}" if balanced else f"<answer>{answer}</answer>"
+
+    def _shuffled(self, done: int) -> list[int]:
+        order = list(range(len(self._rows["train"])))
+        random.Random(f"{self.seed}|{self.name}|{done}").shuffle(order)
+        return order
 
 
 class Jsonl(Rows):
@@ -23,20 +78,7 @@ class Jsonl(Rows):
         rows = list(_read(Path(path)))
         if not rows:
             raise BadInput(f"{path} holds no rows; write one JSON object a line with prompt and answer")
-        _refuse_repeated_ids(path, rows)
-        super().__init__(path, seed, [(problem, split) for _, problem, split in rows])
-
-
-def _read(path: Path) -> Iterator[Row]:
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise BadInput(f"{path}: {reason}; give the path from the working directory, {Path.cwd()}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield number, *to_problem(where, path.stem, number, parse_object(where, line))
+        super().__init__(path, seed, rows)
 
 
 def parse_object(where: str, line: bytes) -> dict[str, Any]:
@@ -52,9 +94,74 @@ def parse_object(where: str, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _refuse_repeated_ids(path: str, rows: list[Row]) -> None:
+def to_problem(where: str, task: str, number: int | str, row: dict[str, Any]) -> Row:
+    """A row as a problem. Raises BadInput that begins with `where`."""
+    row = {name: value for name, value in row.items() if value is not None}
+    _check(where, row)
+    problem = Problem(
+        id=str(row.get("id", f"{task}:{number}")),
+        task=task,
+        prompt=row["prompt"],
+        answer=row["answer"],
+        key=str(row.get("key", _canonical(row["prompt"]))),
+        difficulty=float(row.get("difficulty", 0)),
+        subtask=str(row.get("subtask", "")),
+        reward=row.get("reward", Rows.reward),
+        meta={name: value for name, value in row.items() if name not in KNOWN},
+    )
+    return problem, row.get("split")
+
+
+def _read(path: Path) -> Iterator[Row]:
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise BadInput(f"{path}: {reason}; give the path from the working directory, {Path.cwd()}") from None
     seen: dict[str, int] = {}
-    for number, problem, _ in rows:
-        first = seen.setdefault(problem.id, number)
-        if first != number:
-            raise BadInput(f"{path}: lines {first} and {number} have the same id {problem.id!r}; make ids unique")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            problem, split = to_problem(where, path.stem, number, parse_object(where, line))
+            if (first := seen.setdefault(problem.id, number)) != number:
+                raise BadInput(f"{path}: lines {first} and {number} have the same id {problem.id!r}; make ids unique")
+            yield problem, split
+
+
+def _check(where: str, row: dict[str, Any]) -> None:
+    prompt = row.get("prompt")
+    chat = isinstance(prompt, list) and prompt and all(map(_is_message, prompt))
+    if not chat and not (isinstance(prompt, str) and prompt.strip()):
+        found = f"prompt {str(prompt)[:40]!r}" if prompt else "no prompt"
+        raise BadInput(f"{where}: {found}; 'prompt' is a text or a list of {{role, content}} messages")
+    if "answer" not in row:
+        raise BadInput(f"{where}: no answer; add the field 'answer'")
+    if row.get("split", "train") not in SPLITS:
+        raise BadInput(f"{where}: split {row['split']!r}; {nearest(str(row['split']), SPLITS)}")
+    difficulty = row.get("difficulty", 0)
+    if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
+        raise BadInput(f"{where}: difficulty {difficulty!r} is not a number")
+    if not isinstance(row.get("reward", ""), str | dict):
+        raise BadInput(f"{where}: reward {row['reward']!r} is neither a name nor {{use, args}}")
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
+
+
+def _canonical(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return squeeze(prompt)
+    return "\n".join(f"{message['role']}: {squeeze(message['content'])}" for message in prompt)
+
+
+def _divide(rows: list[Row]) -> dict[Split, list[Problem]]:
+    """Rows by split, without those whose content stands in a split that is held out further."""
+    by_split: dict[Split, list[Problem]] = {"test": [], "val": [], "train": []}
+    for problem, wanted in rows:
+        by_split[wanted or split_of(HASHED_AS, problem.key)].append(problem)
+    held_out: set[str] = set()
+    for split, problems in by_split.items():
+        by_split[split] = [problem for problem in problems if problem.key not in held_out]
+        held_out |= {problem.key for problem in problems}
+    return by_split

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import ClassVar
 
 from rewards.tasks.base import Generator
 from rewards.types import Problem
@@ -14,18 +13,9 @@ from rewards.types import Problem
 class Letters(Generator):
     """Begin the response with a lower-case letter (for models that can't do anything yet)."""
 
-    base: ClassVar[str] = "letters"
-    reward: ClassVar[str] = "letters"
+    base = "letters"
+    reward = "letters"
 
     def draw(self, rng: random.Random) -> Problem:
-        number = rng.randrange(10_000)
-        return Problem(
-            id="",
-            task=self.base,
-            prompt=f"Begin with a lower-case letter. {number}:",
-            answer="a",
-            key=str(number),
-        )
-
-    def gold(self, problem: Problem) -> str:
-        return problem.answer
+        number = str(rng.randrange(10_000))
+        return Problem("", self.base, f"Begin with a lower-case letter. {number}:", answer="a", key=number)

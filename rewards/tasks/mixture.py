@@ -28,11 +28,10 @@ class Mixture:
         self.name = " + ".join(task.name for task, _ in parts)
         self.seed = seed
         self._parts = parts
-        self._places = lru_cache(maxsize=8)(self._shuffled)
+        self._turns = lru_cache(maxsize=8)(self._shuffled)
 
     @property
     def rewards(self) -> list[Any]:
-        """Every spec once."""
         return [spec for task, _ in self._parts for spec in task.rewards]
 
     def problem(self, index: int, split: Split) -> Problem:
@@ -44,18 +43,12 @@ class Mixture:
         """Problems until the first finite task runs out (train rows wrap around: their sum, or None)."""
         sizes = {task.name: task.size(split) for task, _ in self._parts}
         finite = {name: size for name, size in sizes.items() if size}
-        if not finite:
-            return None if None in sizes.values() else 0
-        if split == "train":
+        if not finite or split == "train":
             return None if None in sizes.values() else sum(finite.values())
-        for index in count():
-            task, inner = self._locate(index, split)
-            if inner >= finite.get(task.name, inner + 1):
-                return index
-        return None
+        turns = ((index, *self._locate(index, split)) for index in count())
+        return next(index for index, task, inner in turns if inner == finite.get(task.name))
 
     def gold(self, problem: Problem) -> str:
-        """As the problem's own task says."""
         return self.part(problem).gold(problem)
 
     def part(self, problem: Problem) -> Task:
@@ -67,7 +60,7 @@ class Mixture:
 
     def _locate(self, index: int, split: Split) -> tuple[Task, int]:
         cycle, place = divmod(index, CYCLE)
-        return self._places(cycle, split)[place]
+        return self._turns(cycle, split)[place]
 
     def _shuffled(self, cycle: int, split: Split) -> list[tuple[Task, int]]:
         """The tasks of one cycle with the index that each turn has inside its task."""
