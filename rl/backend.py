@@ -19,14 +19,14 @@ from rewards.errors import BadInput, Fault
 from rl.build import Setup
 from rl.config import Config
 from rl.memory import Placement, place, serving_gpus
-from rl.rundir import RunDir
+from rl.rundir import RunDir, write_json
 from rl.sync import FilePush, LocalPush, PushStats, WeightSource
 from rollout.client import ServerDown, VllmClient
 from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
 from rollout.server.hardware import Hardware
 from rollout.server.middleware import KEY_VARIABLE
-from rollout.server.process import ServerProcess, check_startable, free_port, write_server_json
+from rollout.server.process import ServerProcess, check_startable, free_port
 from rollout.types import Sampler
 
 OnWait = Callable[[float, str], None]
@@ -110,7 +110,7 @@ class VllmBackend:
             timeout=self.config.server.start_timeout,
             on_wait=on_wait,
         )
-        write_server_json(self.run.server, [self.process])
+        write_json(self.run.server, [self.process.row])
         timeout = self.config.rollout.request_timeout
         self.client = VllmClient([self.process.url], self.key, context=self.context, timeout=timeout)
         self.control = ServerControl(self.process.url, self.key)

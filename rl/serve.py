@@ -13,9 +13,9 @@ from rl.build import prepare
 from rl.config import Config
 from rl.exits import StopSignal
 from rl.model import has_weights
-from rl.rundir import RunDir
+from rl.rundir import RunDir, write_json
 from rollout.server.middleware import KEY_VARIABLE
-from rollout.server.process import ServerProcess, write_server_json
+from rollout.server.process import ServerProcess
 
 
 def serve_forever(config: Config) -> None:
@@ -39,7 +39,7 @@ async def _serve(config: Config) -> None:
     with StopSignal() as stop:
         server = await stop.guard(starting)
         try:
-            write_server_json(run.server, [server])
+            write_json(run.server, [server.row])
             print(f"serving at {server.url}; in the learner's environment: {KEY_VARIABLE}={key}")
             print(f"and on its command line: rollout.servers='[\"{server.url}\"]' sync.dir={sync_dir}", flush=True)
             await stop.guard(_ended(server))

@@ -39,9 +39,7 @@ async def continue_chain(sampler: Sampler, chain: Chain, append_ids: Sequence[in
 
     The old ids stay a prefix of the new ones. The score is dropped: it judged another text.
     """
-    prefix = [*chain.token_ids, *append_ids]
-    completion = await sampler.sample(prefix, params)
-    return merge(chain, append_ids, completion)
+    return merge(chain, append_ids, await sampler.sample([*chain.token_ids, *append_ids], params))
 
 
 def merge(chain: Chain, append_ids: Sequence[int], completion: Completion) -> Chain:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+import tenacity
 
 from rewards.errors import BadInput, Fault
 from rollout.sampling import SamplingParams
-from rollout.types import Completion, FinishReason
+from rollout.types import Completion
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +31,6 @@ class ServerDown(Exception):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"server {url} is down: {reason}")
         self.url = url
-
-
-class _Unavailable(Exception):
-    """One try failed in a way that another may mend: a transport error or a 5xx."""
-
-
-@dataclass
-class _Server:
-    url: str
-    outstanding: int = 0  # tokens asked for and not yet answered: prompt + max_tokens of each open request
-
-
-@dataclass
-class _Tries:
-    """Where the tries of one request went wrong."""
-
-    failures: dict[str, int] = field(default_factory=dict)  # url -> failed tries
-    last: str = ""
-    reason: str = "no answer before the deadline"
 
 
 class VllmClient:
@@ -76,7 +57,8 @@ class VllmClient:
         self.context = context
         self.timeout = timeout
         self.retries = retries
-        self._servers = [_Server(url.rstrip("/")) for url in urls]
+        self._urls = [url.rstrip("/") for url in urls]
+        self._outstanding: Counter[str] = Counter()  # url -> prompt + max_tokens of each request under way
         self._slots = asyncio.Semaphore(max_connections)
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"},
@@ -90,17 +72,14 @@ class VllmClient:
         )
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """Sample one completion.
+        """Sample one completion; a log-probability that is not a finite number comes back as nan.
 
-        Raises BadInput for an empty prompt, one that does not fit the context, or a request that the server refuses
-        (4xx, its answer shown); ServerDown when retries or the deadline are used up. A log-probability that is not a
-        finite number comes back as nan.
+        Raises BadInput also for a request that the server refuses (4xx, its answer shown), ServerDown when retries or
+        the deadline are used up.
         """
         check_fits(len(prompt_ids), params.max_tokens, self.context)
-        body = request_body(prompt_ids, params)
-        cost = len(prompt_ids) + params.max_tokens
         async with self._slots:
-            answer = await self._with_retries(body, cost)
+            answer = await self._with_retries(request_body(prompt_ids, params), len(prompt_ids) + params.max_tokens)
         return parse_completion(answer, self.version)
 
     async def aclose(self) -> None:
@@ -108,38 +87,38 @@ class VllmClient:
         await self._http.aclose()
 
     async def _with_retries(self, body: dict[str, Any], cost: int) -> dict[str, Any]:
-        tries = _Tries()
+        failures: Counter[str] = Counter()  # url -> failed tries of this request
+        url = ""
         try:
             async with asyncio.timeout(self.timeout):
-                async for attempt in AsyncRetrying(
-                    retry=retry_if_exception_type(_Unavailable),
-                    wait=wait_random_exponential(multiplier=0.2, max=5),
-                    stop=stop_after_attempt(1 + self.retries),
-                    before_sleep=_log_retry,
+                async for attempt in tenacity.AsyncRetrying(
+                    retry=tenacity.retry_if_exception_type(ServerDown),
+                    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+                    stop=tenacity.stop_after_attempt(1 + self.retries),
+                    before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
                     reraise=True,
                 ):
+                    url = min(self._urls, key=lambda u: (failures[u], self._outstanding[u]))
                     with attempt:
-                        return await self._try(body, cost, tries)
-        except (_Unavailable, TimeoutError):
-            raise ServerDown(tries.last, tries.reason) from None
+                        return await self._post(url, body, cost)
+                    failures[url] += 1
+        except TimeoutError:
+            raise ServerDown(url, f"no answer within {self.timeout:g} s") from None
         raise AssertionError("unreachable: tenacity returns or raises")
 
-    async def _try(self, body: dict[str, Any], cost: int, tries: _Tries) -> dict[str, Any]:
-        server = min(self._servers, key=lambda s: (tries.failures.get(s.url, 0), s.outstanding))
-        tries.last = server.url
-        server.outstanding += cost
+    async def _post(self, url: str, body: dict[str, Any], cost: int) -> dict[str, Any]:
+        """One try; ServerDown where another may mend it: a transport error or a 5xx."""
+        self._outstanding[url] += cost
         try:
-            response = await self._http.post(server.url + ROUTE, json=body)
-            if response.status_code >= 500:
-                raise _Unavailable(f"{response.status_code} {response.text}")
-        except (httpx.TransportError, _Unavailable) as error:
-            tries.failures[server.url] = tries.failures.get(server.url, 0) + 1
-            tries.reason = f"{error}" or type(error).__name__
-            raise _Unavailable(f"{server.url}: {tries.reason}") from error
+            response = await self._http.post(url + ROUTE, json=body)
+        except httpx.TransportError as error:
+            raise ServerDown(url, str(error) or type(error).__name__) from error
         finally:
-            server.outstanding -= cost
+            self._outstanding[url] -= cost
+        if response.status_code >= 500:
+            raise ServerDown(url, f"{response.status_code} {response.text}")
         if response.status_code != 200:
-            raise BadInput(f"server {server.url} refused the request: {response.status_code} {response.text}")
+            raise BadInput(f"server {url} refused the request: {response.status_code} {response.text}")
         return response.json()
 
 
@@ -156,26 +135,11 @@ def check_fits(prompt_tokens: int, max_tokens: int, context: int) -> None:
 
 def request_body(prompt_ids: Sequence[int], params: SamplingParams) -> dict[str, Any]:
     """The token route's JSON: every field explicit, and nothing but `stop_ids` ends a chain (ignore_eos)."""
-    return {
-        "token_ids": list(prompt_ids),
-        "sampling_params": {
-            "n": 1,
-            "max_tokens": params.max_tokens,
-            "min_tokens": 0,
-            "stop_token_ids": list(params.stop_ids),
-            "ignore_eos": True,
-            "seed": params.seed,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-            "min_p": params.min_p,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
-            "repetition_penalty": params.repetition_penalty,
-            "logprobs": 0,  # of the sampled token alone
-            "detokenize": False,
-        },
-    }
+    sampling = dict(vars(params))  # the fields have vLLM's names, but for one
+    sampling["stop_token_ids"] = list(sampling.pop("stop_ids"))
+    # logprobs: 0 = of the sampled token alone
+    fixed = {"n": 1, "min_tokens": 0, "ignore_eos": True, "logprobs": 0, "detokenize": False}
+    return {"token_ids": list(prompt_ids), "sampling_params": sampling | fixed}
 
 
 def parse_completion(answer: dict[str, Any], version: int) -> Completion:
@@ -184,35 +148,21 @@ def parse_completion(answer: dict[str, Any], version: int) -> Completion:
     Raises Fault where ids and log-probabilities do not pair up, or the finish reason is unknown.
     """
     choice = answer["choices"][0]
-    ids: list[int] = choice["token_ids"] or []
+    ids, reason = choice["token_ids"] or [], choice["finish_reason"]
     entries = (choice["logprobs"] or {}).get("content") or []
     if ids != [entry["token_id"] for entry in entries]:
         raise Fault(f"the server answered {len(ids)} tokens with log-probabilities of {len(entries)} others")
-    return Completion(
-        token_ids=ids,
-        logprobs=[_logprob(entry["logprob"]) for entry in entries],
-        finish_reason=_finish_reason(choice["finish_reason"]),
-        version=_version(choice.get("weight_versions"), version),
-    )
+    if reason not in ("stop", "length", "abort"):
+        raise Fault(f"the server ended a completion with finish_reason={reason!r}")
+    spans = choice.get("weight_versions")  # one: a push aborts what is under way
+    made_by = version_number(spans[0]["version"], version) if spans else version
+    return Completion(ids, [_logprob(entry["logprob"]) for entry in entries], reason, made_by)
+
+
+def version_number(label: Any, default: int = -1) -> int:
+    """The number in a server's label of its weights, `default` where no push has set one."""
+    return int(label) if str(label).isdecimal() else default
 
 
 def _logprob(value: float | None) -> float:
     return math.nan if value is None or not math.isfinite(value) or value <= CLAMPED else value
-
-
-def _finish_reason(reason: str) -> FinishReason:
-    if reason not in ("stop", "length", "abort"):
-        raise Fault(f"the server ended a completion with finish_reason={reason!r}")
-    return cast(FinishReason, reason)
-
-
-def _version(spans: list[dict[str, Any]] | None, default: int) -> int:
-    """The oldest version in the completion: a push aborts what is under way, so there is one span."""
-    label = str(spans[0]["version"]) if spans else ""
-    return int(label) if label.isdecimal() else default
-
-
-def _log_retry(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    assert state.next_action is not None
-    logger.debug("%s; again in %.1f s", state.outcome.exception(), state.next_action.sleep)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 from rewards.errors import Fault
-from rollout.client import ServerDown
-
-PauseMode = Literal["abort", "wait", "keep"]
+from rollout.client import ServerDown, version_number
 
 
 class ServerControl:
@@ -41,9 +39,9 @@ class ServerControl:
         """Hand the back end its start information ({"directory": …} for `ponder_file`); may be repeated."""
         await self._call("POST", "/init_weight_transfer_engine", json={"init_info": info})
 
-    async def pause(self, mode: PauseMode = "abort", clear_cache: bool = True) -> None:
-        """Stop scheduling. abort: requests under way return what they have. `clear_cache` drops the prefix cache."""
-        await self._call("POST", "/pause", params={"mode": mode, "clear_cache": clear_cache})
+    async def pause(self, clear_cache: bool = True) -> None:
+        """Stop scheduling; requests under way return what they have. `clear_cache` drops the prefix cache."""
+        await self._call("POST", "/pause", params={"mode": "abort", "clear_cache": clear_cache})
 
     async def resume(self) -> None:
         """Schedule again."""
@@ -63,14 +61,7 @@ class ServerControl:
 
     async def weight_version(self) -> int:
         """The label of the weights now serving; -1 when nothing has been pushed yet."""
-        label = str((await self._call("GET", "/weight_info")).json()["weight_version"])
-        return int(label) if label.isdecimal() else -1
-
-    async def reset_prefix_cache(self) -> None:
-        """Drop the prefix cache; Fault while running requests hold it."""
-        response = await self._call("POST", "/reset_prefix_cache")
-        if not response.json()["success"]:
-            raise Fault(f"server {self.url} kept its prefix cache: requests are running; pause it first")
+        return version_number((await self._call("GET", "/weight_info")).json()["weight_version"])
 
     async def aclose(self) -> None:
         """Close the sockets."""

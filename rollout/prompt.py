@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -63,30 +64,36 @@ class Template:
             raise BadInput("the model names no stop token: set eos_token in tokenizer_config.json")
         if system_prompt is not None and tokenizer.chat_template is None:
             raise BadInput("model.system_prompt needs a chat template, and the tokenizer has none; remove it")
-        self._find_tags()
+        # Tags that are tokens stand alone; as plain text they stand on lines of their own, as models write them.
+        vocab = tokenizer.get_vocab()
+        self._close_id: int | None = vocab[CLOSE] if OPEN in vocab and CLOSE in vocab else None
+        self.open_ids: list[int] = []
+        self.close_ids: list[int] = []
+        if self._close_id is not None:
+            self.open_ids, self.close_ids = [vocab[OPEN]], [self._close_id]
+        elif think:
+            self.open_ids, self.close_ids = self._checked_ids(f"{OPEN}\n"), self._checked_ids(f"\n{CLOSE}\n")
 
     @classmethod
     def load(cls, path: str | Path, *, think: bool, system_prompt: str | None = None) -> Template:
         """The template of a model directory, with all of its stop ids. Raises BadInput."""
         tokenizer = load_tokenizer(path)
-        config = read_json(Path(path) / "config.json")
-        return cls(
-            tokenizer,
-            think=think,
-            system_prompt=system_prompt,
-            stop_ids=find_stop_ids(tokenizer, config, read_json(Path(path) / "generation_config.json")),
-            vocab_size=config.get("vocab_size"),
-        )
+        config, generation = (read_json(Path(path) / name) for name in ("config.json", "generation_config.json"))
+        stop_ids = find_stop_ids(tokenizer, config, generation)
+        size = config.get("vocab_size")
+        return cls(tokenizer, think=think, system_prompt=system_prompt, stop_ids=stop_ids, vocab_size=size)
 
     def encode(self, prompt: Prompt, style: Style = "cot", shots: Sequence[Shot] = ()) -> list[int]:
         """The prompt's ids, up to where the model goes on. Raises BadInput for text the model has no tokens for.
 
         `shots` come before it: as turns of the chat, or without a chat template as text, each followed by a blank line.
         """
+        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         if self.tokenizer.chat_template is not None:
             ids = self._encode_chat(_with_turns(prompt, shots), style)
         else:
-            ids = self._encode_text("\n\n".join([*(f"{_plain(p)}\n{r}" for p, r in shots), _plain(prompt)]))
+            ids = bos + self._checked_ids("\n\n".join([*(f"{_plain(p)}\n{r}" for p, r in shots), _plain(prompt)]))
+        ids = ids[len(bos) :] if ids[:2] == bos * 2 else ids  # the text or the chat template may bring its own
         ids += self._think_suffix(ids, style) if self.think else []
         if self._vocab_size is not None and max(ids, default=0) >= self._vocab_size:
             word = self.tokenizer.decode([max(ids)])
@@ -106,11 +113,8 @@ class Template:
             return chain.prompt_len + ids.index(self._close_id) + 1 if self._close_id in ids else None
         if CLOSE not in self._decode(ids):
             return None
-        low, high = 1, len(ids)  # a text tag may be spelt by any tokens: the shortest prefix whose text holds it
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if CLOSE in self._decode(ids[:middle]) else (middle + 1, high)
-        return chain.prompt_len + low
+        # A text tag may be spelt by any tokens: the shortest prefix whose text holds it.
+        return chain.prompt_len + bisect_left(range(len(ids)), True, key=lambda n: CLOSE in self._decode(ids[:n]))
 
     def close_start(self, chain: Chain) -> int | None:
         """Index of the first token of that close tag; None while thinking goes on."""
@@ -138,42 +142,20 @@ class Template:
         opened = self.opened(chain.token_ids[: chain.prompt_len])
         return self._decode([*(self.open_ids if opened else ()), *(i for i in ids if i not in self._silent)])
 
-    def _find_tags(self) -> None:
-        """Tags that are tokens stand alone; as plain text they stand on lines of their own, as models write them."""
-        vocab = self.tokenizer.get_vocab()
-        self._close_id: int | None = None
-        self.open_ids: list[int] = []
-        self.close_ids: list[int] = []
-        if OPEN in vocab and CLOSE in vocab:
-            self._close_id = vocab[CLOSE]
-            self.open_ids, self.close_ids = [vocab[OPEN]], [vocab[CLOSE]]
-        elif self.think:
-            self.open_ids = self._checked_ids(f"{OPEN}\n")
-            self.close_ids = self._checked_ids(f"\n{CLOSE}\n")
-
     def _encode_chat(self, messages: list[Message], style: Style) -> list[int]:
         if self.system_prompt is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         for message in messages:
             self._checked_ids(message["content"])
+        thinking = self.think and style != "direct"  # read by templates that know it (Qwen3), else ignored
         try:
             text = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=self.think
-                and style != "direct",  # read by templates that know it (Qwen3), else ignored
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
             )
         except Exception as error:  # templates are programs of the model's: they refuse roles in many ways
             raise BadInput(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from None
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        bos = self.tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
-
-    def _encode_text(self, text: str) -> list[int]:
-        ids = self._checked_ids(text)
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def _think_suffix(self, ids: list[int], style: Style) -> list[int]:
         tail = self._tail(ids)
@@ -195,12 +177,12 @@ class Template:
         except Exception as error:  # `tokenizers` raises bare Exceptions for a word that is in no vocabulary
             raise BadInput(f"the prompt has tokens the model lacks: {text!r} ({error})") from None
         unknown = self.tokenizer.unk_token_id
+        lost = sorted(_characters(text) - _characters(self._decode(ids)))
         if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            words = dict.fromkeys(text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == unknown)
-            raise BadInput(f"the prompt has tokens the model lacks: {', '.join(map(repr, words))}")
-        if lost := _characters(text) - _characters(self._decode(ids)):
-            raise BadInput(f"the prompt has tokens the model lacks: {', '.join(map(repr, sorted(lost)))}")
+            lost = list(dict.fromkeys(text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == unknown))
+        if lost:
+            raise BadInput(f"the prompt has tokens the model lacks: {', '.join(map(repr, lost))}")
         return ids
 
 
@@ -226,13 +208,13 @@ def _plain(prompt: Prompt) -> str:
 
 def find_stop_ids(tokenizer: Any, *configs: dict[str, Any]) -> list[int]:
     """Every id that ends a turn: the tokenizer's eos, each file's eos_token_id, the chat template's end of turn."""
-    found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    vocab = tokenizer.get_vocab()
+    found = [tokenizer.eos_token_id]
     for config in configs:
         ids = config.get("eos_token_id")
-        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    vocab = tokenizer.get_vocab()
+        found += ids if isinstance(ids, list) else [ids]
     found += [vocab[token] for token in END_OF_TURN if token in vocab and token in str(tokenizer.chat_template or "")]
-    return list(dict.fromkeys(found))
+    return [stop for stop in dict.fromkeys(found) if stop is not None]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,16 +22,14 @@ class RolloutQueue(Generic[T]):
         self._capacity = capacity
         self._produce = produce
         self._last_step = last_step
-        self._tasks: dict[int, asyncio.Task[T]] = {}
+        self._tasks: dict[int, asyncio.Future[T]] = {}
 
     async def get(self, step: int) -> T:
         """The batch of a step; the producer's exception where it failed. A cancelled get cancels that step alone."""
-        last = step + self._capacity
-        if self._last_step is not None:
-            last = min(last, max(step, self._last_step))
-        for ahead in range(step, last + 1):
-            if ahead not in self._tasks:
-                self._tasks[ahead] = asyncio.ensure_future(self._call(ahead))
+        for ahead in range(step, step + self._capacity + 1):
+            wanted = ahead == step or self._last_step is None or ahead <= self._last_step
+            if wanted and ahead not in self._tasks:
+                self._tasks[ahead] = asyncio.ensure_future(self._produce(ahead))
         return await self._tasks.pop(step)
 
     async def aclose(self) -> None:
@@ -41,6 +39,3 @@ class RolloutQueue(Generic[T]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _call(self, step: int) -> T:
-        return await self._produce(step)

@@ -31,15 +31,24 @@ class SampleStore:
 
     def append(self, step: int, groups: Sequence[Group]) -> None:
         """Write one step as one frame, on the disk when this returns. Raises OSError, e.g. on a full disk."""
-        self._append([_dump(group_to_json(group, step)) for group in groups] or [_dump({"step": step})])
+        rows = [
+            {"step": step, "problem": asdict(group.problem), "chains": [chain_to_json(chain) for chain in group.chains]}
+            for group in groups
+        ]
+        self._append(rows or [{"step": step}])
 
     def begin(self, request: dict[str, Any]) -> None:
         """Start the file anew with a frame that says what was asked for; it holds no groups."""
         self.path.unlink(missing_ok=True)
-        self._append([_dump({"step": 0, "request": request})])
+        self._append([{"step": 0, "request": request}])
 
-    def _append(self, lines: list[str]) -> None:
-        frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compress("".join(lines).encode())
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        except (TypeError, ValueError) as error:
+            step = rows[0]["step"]
+            raise Fault(f"step {step}: a sample is no JSON ({error}); rewards and problems must be plain") from None
+        frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())
         size = self.path.stat().st_size if self.path.exists() else 0
         with open(self.path, "ab") as file:
             try:
@@ -53,18 +62,21 @@ class SampleStore:
 
 def read(path: str | Path, step: int | None = None) -> Iterator[tuple[int, list[Group]]]:
     """(step, groups) of each whole frame, in order; of one step alone where it is given."""
-    for _, data in _frames(Path(path)):
-        lines = data.decode().splitlines()
-        found = json.loads(lines[0])["step"] if step is not None else None
-        if found == step or step is None:
-            yield _parse(lines)
+    for _, number, lines in _frames(Path(path)):
+        if step in (None, number):
+            rows = [row for row in map(json.loads, lines) if "problem" in row]
+            yield (
+                number,
+                [Group(Problem(**row["problem"]), [*map(chain_from_json, row["chains"])], number) for row in rows],
+            )
 
 
 def read_request(path: str | Path) -> dict[str, Any] | None:
     """What `SampleStore.begin` wrote; None where the file begins otherwise."""
-    data = next((data for _, data in _frames(Path(path))), b"{}")
-    request: dict[str, Any] | None = json.loads(data.split(b"\n", 1)[0]).get("request")
-    return request
+    for _, _, lines in _frames(Path(path)):
+        request: dict[str, Any] | None = json.loads(lines[0]).get("request")
+        return request
+    return None
 
 
 def truncate(path: str | Path, last_step: int) -> int:
@@ -76,8 +88,7 @@ def truncate(path: str | Path, last_step: int) -> int:
     if not path.exists():
         return 0
     with contextlib.suppress(Fault):  # damage is a torn tail, too: a disk may fill one with zeros
-        for end, data in _frames(path):
-            step = json.loads(data.split(b"\n", 1)[0])["step"]
+        for end, step, _ in _frames(path):
             if step > last_step:
                 break
             size, last = end, step
@@ -87,66 +98,41 @@ def truncate(path: str | Path, last_step: int) -> int:
     return last
 
 
-def group_to_json(group: Group, step: int) -> dict[str, Any]:
-    """A group as plain JSON; a log-probability that is NaN becomes null."""
-    return {"step": step, "problem": asdict(group.problem), "chains": [chain_to_json(c) for c in group.chains]}
-
-
 def chain_to_json(chain: Chain) -> dict[str, Any]:
-    """A chain as plain JSON; floats survive exactly, since repr does."""
-    out = dict(vars(chain))
-    out["sampled"] = [int(flag) for flag in chain.sampled]
-    out["sampler_logprobs"] = [None if math.isnan(x) else x for x in chain.sampler_logprobs]
-    out["score"] = None if chain.score is None else asdict(chain.score)
-    return out
+    """A chain as plain JSON; floats survive exactly, since repr does, and a NaN log-probability becomes null."""
+    return vars(chain) | {
+        "sampled": [int(flag) for flag in chain.sampled],
+        "sampler_logprobs": [None if math.isnan(x) else x for x in chain.sampler_logprobs],
+        "score": None if chain.score is None else asdict(chain.score),
+    }
 
 
 def chain_from_json(data: dict[str, Any]) -> Chain:
     """The inverse of `chain_to_json`."""
-    fields = dict(data)
-    fields["sampled"] = [bool(flag) for flag in data["sampled"]]
-    fields["sampler_logprobs"] = [math.nan if x is None else x for x in data["sampler_logprobs"]]
-    fields["versions"] = [(start, version) for start, version in data["versions"]]
-    fields["score"] = None if data["score"] is None else Score(**data["score"])
-    return Chain(**fields)
+    made = {
+        "sampled": [bool(flag) for flag in data["sampled"]],
+        "sampler_logprobs": [math.nan if x is None else x for x in data["sampler_logprobs"]],
+        "versions": [(start, version) for start, version in data["versions"]],
+        "score": None if data["score"] is None else Score(**data["score"]),
+    }
+    return Chain(**data | made)
 
 
-def _dump(row: dict[str, Any]) -> str:
-    try:
-        return json.dumps(row, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise Fault(f"step {row['step']}: a sample is no JSON ({error}); rewards and problems must be plain") from None
-
-
-def _parse(lines: list[str]) -> tuple[int, list[Group]]:
-    rows = [json.loads(line) for line in lines]
-    step = rows[0]["step"]
-    groups = [
-        Group(Problem(**row["problem"]), [chain_from_json(c) for c in row["chains"]], step)
-        for row in rows
-        if "problem" in row
-    ]
-    return step, groups
-
-
-def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(end offset, content) of each whole frame. Raises Fault for bytes that are damaged rather than cut off."""
-    end = 0
+def _frames(path: Path) -> Iterator[tuple[int, int, list[bytes]]]:
+    """(end offset, step, lines) of each whole frame. Raises Fault for bytes that are damaged rather than cut off."""
+    end, rest, parts = 0, b"", []
+    decoder = zstandard.ZstdDecompressor().decompressobj()
     with open(path, "rb") as file:
-        rest = file.read(CHUNK)
-        while rest:
-            decoder, parts, read_bytes = zstandard.ZstdDecompressor().decompressobj(), [], 0
+        while chunk := rest or file.read(CHUNK):
             try:
-                while not decoder.eof:
-                    if not (chunk := rest or file.read(CHUNK)):
-                        return
-                    parts.append(decoder.decompress(chunk))
-                    read_bytes, rest = read_bytes + len(chunk), b""
+                parts.append(decoder.decompress(chunk))
             except zstandard.ZstdError as error:
                 raise Fault(
                     f"{path} is damaged behind byte {end}: {error}; cut it there to keep what is before"
                 ) from None
-            rest = decoder.unused_data
-            end += read_bytes - len(rest)
-            yield end, b"".join(parts)
-            rest = rest or file.read(CHUNK)
+            rest = decoder.unused_data  # empty until the frame ends
+            if decoder.eof:
+                lines = b"".join(parts).splitlines()
+                end = file.tell() - len(rest)
+                yield end, int(json.loads(lines[0])["step"]), lines
+                decoder, parts = zstandard.ZstdDecompressor().decompressobj(), []

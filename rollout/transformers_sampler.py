@@ -91,15 +91,14 @@ class TransformersSampler:
         if self._flusher is not None:
             raise Fault("weights were pushed while chains were being sampled; wait for them first")
         own = dict(self._model.named_parameters(remove_duplicate=False))
-        missing = {parameter.data_ptr() for parameter in own.values()}  # a tied head counts once, under either name
+        stale = {parameter.data_ptr(): name for name, parameter in self._model.named_parameters()}  # a tied head once
         for name, tensor in tensors:
             if name not in own or own[name].shape != tensor.shape:
                 raise Fault(f"weight {name} {tuple(tensor.shape)} does not fit the sampler's model")
             own[name].copy_(tensor)
-            missing.discard(own[name].data_ptr())
-        if missing:
-            left = [name for name, parameter in own.items() if parameter.data_ptr() in missing]
-            raise Fault(f"the push left out {', '.join(left[:3])}: {len(left)} of {len(own)} weights are stale")
+            stale.pop(own[name].data_ptr(), None)
+        if stale:
+            raise Fault(f"the push left out {', '.join([*stale.values()][:3])}: {len(stale)} weights are stale")
         self.version = version
 
     async def aclose(self) -> None:
@@ -118,18 +117,18 @@ class TransformersSampler:
             while self._pending:
                 await self._settled()
                 batch, self._pending = self._pending, []
-                await self._run(sorted(batch, key=lambda row: len(row.prompt)))  # alike in length: less padding
+                batch.sort(key=lambda row: len(row.prompt))  # alike in length: less padding
+                for start in range(0, len(batch), self._max_batch):
+                    await self._run(batch[start : start + self._max_batch])
         except Exception as error:
-            for row in self._open(batch):
-                row.future.set_exception(error)
+            for row in batch + self._pending:
+                if not row.future.done():
+                    row.future.set_exception(error)
         finally:
-            for row in self._open(batch):
-                row.future.cancel()
+            for row in batch + self._pending:
+                row.future.cancel()  # does nothing to one that is done
             self._pending = []
             self._flusher = None
-
-    def _open(self, batch: list[_Row]) -> list[_Row]:
-        return [row for row in batch + self._pending if not row.future.done()]
 
     async def _settled(self) -> None:
         seen, idle = len(self._pending), 0
@@ -139,13 +138,11 @@ class TransformersSampler:
             seen = len(self._pending)
 
     async def _run(self, batch: list[_Row]) -> None:
-        loop = asyncio.get_running_loop()
-        for start in range(0, len(batch), self._max_batch):
-            rows = [row for row in batch[start : start + self._max_batch] if row.going]
-            await loop.run_in_executor(self._thread, self._generate, rows)
-            for row in rows:
-                if row.finish_reason is not None and not row.future.done():
-                    row.future.set_result(Completion(row.token_ids, row.logprobs, row.finish_reason, self.version))
+        rows = [row for row in batch if row.going]
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, rows)
+        for row in rows:
+            if row.finish_reason is not None and not row.future.done():
+                row.future.set_result(Completion(row.token_ids, row.logprobs, row.finish_reason, self.version))
 
     @torch.inference_mode()
     def _generate(self, rows: list[_Row]) -> None:
@@ -180,9 +177,9 @@ class TransformersSampler:
 
     def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, T], padded on the left so that all rows go on at the same column."""
-        longest = max(len(prompt) for prompt in prompts)
-        ids = [[self._pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        gaps = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        ids = [[self._pad_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
+        mask = [[0] * gap + [1] * len(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
         device = self._model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
@@ -224,24 +221,19 @@ def processed_logprobs(logits: Tensor, rows: list[_Row]) -> Tensor:
 def _penalized(logits: Tensor, row: _Row) -> Tensor:
     """Repetition penalty over prompt and completion, presence and frequency over the completion; logits [V]."""
     params = row.params
-    if params.repetition_penalty != 1:
-        seen = torch.tensor([row.prompt + row.token_ids], device=logits.device)
-        logits = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[None])[0]
-    if params.presence_penalty or params.frequency_penalty:
-        made = torch.tensor(row.token_ids, dtype=torch.long, device=logits.device)
-        counts = torch.bincount(made, minlength=logits.numel())
-        logits = logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
-    return logits
+    seen = torch.tensor([row.prompt + row.token_ids], device=logits.device)
+    logits = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[None])[0]
+    counts = torch.bincount(seen[0, len(row.prompt) :], minlength=logits.numel())
+    return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
 
 
 def _truncated(logits: Tensor, params: SamplingParams) -> Tensor:
     """min_p, top_k, top_p on tempered logits [V]; what is cut off becomes -inf."""
-    warpers: list[Any] = []
-    if params.temperature > 0:  # the argmax survives every one of them
-        warpers += [MinPLogitsWarper(params.min_p)] if params.min_p > 0 else []
-        warpers += [TopKLogitsWarper(params.top_k)] if params.top_k > 0 else []
-        warpers += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
-    scores = logits[None]
-    for warper in warpers:
-        scores = warper(None, scores)
+    if params.temperature == 0:  # the argmax survives every one of them
+        return logits
+    scores = MinPLogitsWarper(params.min_p)(None, logits[None])
+    if params.top_k > 0:
+        scores = TopKLogitsWarper(params.top_k)(None, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(None, scores)
     return scores[0]

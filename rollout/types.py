@@ -67,11 +67,9 @@ class Chain:
     def token_versions(self) -> list[int]:
         """The version of each token, [T]; -1 where nothing was sampled."""
         out = [-1] * len(self.token_ids)
-        ends = [*(start for start, _ in self.versions), len(self.token_ids)][1:]  # each entry holds up to the next
-        for (start, version), end in zip(self.versions, ends, strict=True):
-            for t in range(start, end):
-                out[t] = version if self.sampled[t] else -1
-        return out
+        for start, version in self.versions:  # each holds up to the next
+            out[start:] = [version] * (len(out) - start)
+        return [version if sampled else -1 for version, sampled in zip(out, self.sampled, strict=True)]
 
     def with_score(self, score: Score) -> Chain:
         """The same chain, scored."""
@@ -93,11 +91,8 @@ class Sampler(Protocol):
     version: int  # label of the weights now serving, -1 before the first push
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """Sample one completion of `prompt_ids`.
-
-        Raises rewards.errors.BadInput where the prompt is empty or does not fit the context,
-        rollout.client.ServerDown where the sampler can't answer any more.
-        """
+        """Sample one completion. Raises BadInput for a prompt that is empty or does not fit the context,
+        rollout.client.ServerDown where the sampler can't answer any more."""
         ...
 
     async def aclose(self) -> None:

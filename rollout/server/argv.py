@@ -9,9 +9,6 @@ from typing import Literal
 
 from rollout.server.hardware import Hardware
 
-SERVED_NAME = "policy"
-"""The model's name in requests."""
-
 PREFILL_TOKENS = 8192
 """Prompt tokens that one engine step may take in, on a CPU."""
 
@@ -23,16 +20,31 @@ SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "3000"
 # What a server may see of its launcher's environment. A list of what is allowed, since every launcher has variables of
 # its own: RANK, MASTER_ADDR or TORCHELASTIC_* make vLLM join the trainer's process group, OMP_NUM_THREADS=1
 # (accelerate's default) would cost it all threads but one.
-_PASSED = frozenset(
-    [
-        *["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"],
-        *["LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX"],
-        *["CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER", "CUDNN_PATH"],
-        *["NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"],
-        *["HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "VLLM_CACHE_ROOT", "VLLM_LOGGING_LEVEL"],
-    ]
-)
+_PASSED = """
+    PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR LD_LIBRARY_PATH LD_PRELOAD PYTHONPATH VIRTUAL_ENV CONDA_PREFIX
+    CUDA_HOME CUDA_PATH CUDA_DEVICE_ORDER CUDNN_PATH NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES
+    HF_HOME XDG_CACHE_HOME XDG_CONFIG_HOME VLLM_CACHE_ROOT VLLM_LOGGING_LEVEL
+    """
 _PASSED_PREFIXES = ("LC_", "NCCL_")  # NCCL settings must be the same on both sides of a weight push
+
+# Raw logprobs would ignore the temperature; a model's generation_config.json would set sampling fields behind the
+# client's back; without --enable-scale-out the route that takes and gives token ids answers 403.
+_FLAGS = """
+    --generation-config vllm --logprobs-mode processed_logprobs --max-logprobs 20 --enable-scale-out
+    --enable-prefix-caching --middleware rollout.server.middleware.RequireKey --no-enable-log-requests
+    --disable-log-stats --disable-uvicorn-access-log --disable-fastapi-docs
+    """
+
+_ENVIRONMENT = {
+    "VLLM_SERVER_DEV_MODE": "1",  # the weight routes; the key guards them
+    "VLLM_HOST_IP": "127.0.0.1",  # the engine's own sockets stay on this host too
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",  # the model is a directory: nothing is to be fetched
+    "VLLM_PLUGINS": "ponder_weights",  # nobody else's plugin loads into the policy's server
+    "PYTHONSAFEPATH": "1",  # a user's rewards.py in the working directory must not shadow ours
+    "PYTHONUNBUFFERED": "1",  # the log's last lines explain a crash
+}
 
 
 @dataclass(frozen=True)
@@ -55,74 +67,39 @@ class ServerSpec:
 
 
 def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
-    """The interpreter's arguments and the variables to add to the environment.
-
-    Raw logprobs would ignore the temperature; a model's generation_config.json would set sampling fields behind the
-    client's back; without --enable-scale-out the route that takes and gives token ids answers 403.
-    """
-    argv = ["-m", "vllm.entrypoints.openai.api_server"]
-    argv += ["--host", "127.0.0.1", "--port", str(spec.port)]
-    argv += ["--model", spec.model, "--served-model-name", SERVED_NAME, "--load-format", spec.load_format]
-    argv += [
-        "--dtype",
-        spec.dtype,
-        "--max-model-len",
-        str(spec.max_model_len),
-        "--max-num-seqs",
-        str(spec.max_num_seqs),
-    ]
-    argv += ["--seed", str(spec.seed), "--generation-config", "vllm"]
-    argv += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", "20"]
-    argv += ["--enable-scale-out", "--enable-prefix-caching"]
-    argv += ["--middleware", "rollout.server.middleware.RequireKey"]
-    argv += [
-        "--no-enable-log-requests",
-        "--disable-log-stats",
-        "--disable-uvicorn-access-log",
-        "--disable-fastapi-docs",
-    ]
-    if spec.eager:
-        argv += ["--enforce-eager"]
+    """The interpreter's arguments and the variables to add to the environment."""
+    argv = ["-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(spec.port)]
+    argv += ["--model", spec.model, "--served-model-name", "policy", "--load-format", spec.load_format]
+    argv += ["--dtype", spec.dtype, "--max-model-len", str(spec.max_model_len)]
+    argv += ["--max-num-seqs", str(spec.max_num_seqs), "--seed", str(spec.seed), *_FLAGS.split()]
+    argv += ["--enforce-eager"] if spec.eager else []
+    env = dict(_ENVIRONMENT)
     if spec.sync_dir is not None:
         argv += ["--weight-transfer-config", json.dumps({"backend": "ponder_file"})]
-    if hardware.gpus:
-        share = ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
-        return [*argv, *share], _common_env(spec) | _gpu_env(spec, hardware)
-    # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
-    argv += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
-    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't on a CPU:
-    # the engine would die ("CPU Generator does not use offset"). So prompts are never cut, and each must fit a step.
-    argv += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.max_model_len, PREFILL_TOKENS))]
-    return argv, _common_env(spec) | _cpu_env(spec, hardware)
+        env["PONDER_SYNC_DIR"] = spec.sync_dir
+    placed, variables = (_on_gpu if hardware.gpus else _on_cpu)(spec, hardware)
+    return argv + placed, env | variables
 
 
 def server_env(base_env: Mapping[str, str], additions: Mapping[str, str]) -> dict[str, str]:
     """The server's whole environment: what `_PASSED` lets through of the launcher's, and the additions."""
-    passed = {k: v for k, v in base_env.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
-    return passed | dict(additions)
+    names = _PASSED.split()
+    return {k: v for k, v in base_env.items() if k in names or k.startswith(_PASSED_PREFIXES)} | dict(additions)
 
 
-def _common_env(spec: ServerSpec) -> dict[str, str]:
-    env = {
-        "VLLM_SERVER_DEV_MODE": "1",  # the weight routes; the key guards them
-        "VLLM_HOST_IP": "127.0.0.1",  # the engine's own sockets stay on this host too
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",  # the model is a directory: nothing is to be fetched
-        "VLLM_PLUGINS": "ponder_weights",  # nobody else's plugin loads into the policy's server
-        "PYTHONSAFEPATH": "1",  # a user's rewards.py in the working directory must not shadow ours
-        "PYTHONUNBUFFERED": "1",  # the log's last lines explain a crash
-    }
-    return env if spec.sync_dir is None else env | {"PONDER_SYNC_DIR": spec.sync_dir}
-
-
-def _gpu_env(spec: ServerSpec, hardware: Hardware) -> dict[str, str]:
+def _on_gpu(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
     # The ids of GPUs are numbers in nvidia-smi's order, which is not CUDA's own where the cards differ.
     ids = ",".join(hardware.gpus[i].id for i in spec.gpus)
-    return {"CUDA_VISIBLE_DEVICES": ids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if ids else {}
+    env = {"CUDA_VISIBLE_DEVICES": ids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if ids else {}
+    return ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)], env
 
 
-def _cpu_env(spec: ServerSpec, hardware: Hardware) -> dict[str, str]:
+def _on_cpu(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
+    # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
+    argv = ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
+    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't on a CPU:
+    # the engine would die ("CPU Generator does not use offset"). So prompts are never cut, and each must fit a step.
+    argv += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.max_model_len, PREFILL_TOKENS))]
     # Bound threads would leave one core to the API server: slower for small models, and unfair to the learner.
     threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads or hardware.cores)}
-    return threads | {SPIN_VARIABLE: SPIN_COUNT}
+    return argv, threads | {SPIN_VARIABLE: SPIN_COUNT}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass, replace
 
@@ -36,12 +35,10 @@ class Hardware:
 
 
 def probe() -> Hardware:
-    """Ask the operating system and nvidia-smi; no GPU where nvidia-smi is missing or fails.
-
-    GPUs are those that CUDA_VISIBLE_DEVICES leaves, in its order.
-    """
+    """Ask the operating system and nvidia-smi for what this process may use."""
     return Hardware(
-        cores=_cores(),
+        # Not cpu_count(): a container or a launcher may have pinned us to fewer.
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
         gpus=_gpus(),
         arch=platform.machine(),
@@ -53,11 +50,10 @@ def stated_hardware(here: Hardware, gpus: int | None, gpu_memory_gb: float | Non
     """`here` with the GPUs that a configuration states (GiB each), null as they are. Raises BadInput for half of it."""
     if gpus is None and gpu_memory_gb is None:
         return here
+    if not here.gpus and (gpus is None or (gpus > 0 and gpu_memory_gb is None)):
+        missing = "gpus" if gpus is None else "gpu_memory_gb"
+        raise BadInput(f"hardware.{missing}=null, and there is no GPU here to ask; state it, too")
     count = len(here.gpus) if gpus is None else gpus
-    if gpus is None and not here.gpus:
-        raise BadInput(f"hardware.gpu_memory_gb={gpu_memory_gb:g}: there is no GPU here; state hardware.gpus, too")
-    if count and gpu_memory_gb is None and not here.gpus:
-        raise BadInput(f"hardware.gpus={gpus}: there is no GPU here to ask; state hardware.gpu_memory_gb, too")
     memory = gpu_memory_gb or max((gpu.memory_gb for gpu in here.gpus), default=0.0)
     return replace(here, gpus=tuple(Gpu("as stated", memory, str(i)) for i in range(count)))
 
@@ -69,48 +65,36 @@ def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) 
             f"hardware.gpus={gpus} is stated and {len(here.gpus)} can be used here; run it there, set "
             "hardware.gpus=null, or look at its plan with --dry-run"
         )
-    if gpu_memory_gb is None:
-        return
     for i, gpu in enumerate(here.gpus):
-        if abs(gpu.memory_gb - gpu_memory_gb) > MEMORY_TOLERANCE * gpu_memory_gb:
+        if gpu_memory_gb is not None and abs(gpu.memory_gb - gpu_memory_gb) > MEMORY_TOLERANCE * gpu_memory_gb:
             raise BadInput(
                 f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and GPU {i} ({gpu.name}) has {gpu.memory_gb:g}; "
                 "run it there, or set hardware.gpu_memory_gb=null"
             )
 
 
-def _cores() -> int:
-    # Not cpu_count(): a container or a launcher may have pinned us to fewer.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _gpus() -> tuple[Gpu, ...]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = [tool, "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where nvidia-smi is missing or fails."""
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
     try:
         out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return ()
-    rows = [line.split(",", 1) for line in out.splitlines() if "," in line]
-    split = [(uuid.strip(), *rest.rsplit(",", 1)) for uuid, rest in rows if "," in rest]
+    rows = enumerate(line.split(", ", 2) for line in out.splitlines())
     found = {
-        str(i): (uuid, Gpu(name.strip(), round(float(mib) / 1024, 1), str(i)))
-        for i, (uuid, name, mib) in enumerate(split)
-        if mib.strip().isdigit()
+        row[0]: Gpu(row[2], round(float(row[1]) / 1024, 1), str(i))  # by UUID
+        for i, row in rows
+        if len(row) == 3 and row[1].isdigit()
     }
-    return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(found.values()) if wanted is None else _visible(found, wanted)
 
 
-def _visible(found: dict[str, tuple[str, Gpu]], wanted: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, by number or by the start of a UUID; as for CUDA, none after an
-    unknown one."""
-    if wanted is None:
-        return tuple(gpu for _, gpu in found.values())
+def _visible(found: dict[str, Gpu], wanted: str) -> tuple[Gpu, ...]:
+    """The GPUs named by number or by the start of a UUID; as for CUDA, none after an unknown one."""
     chosen: list[Gpu] = []
-    for name in (part.strip() for part in wanted.split(",")):
-        match = [gpu for i, (uuid, gpu) in found.items() if name == i or (name[:4] == "GPU-" and uuid.startswith(name))]
+    for name in map(str.strip, wanted.split(",")):
+        match = [gpu for uuid, gpu in found.items() if name == gpu.id or (name[:4] == "GPU-" and uuid.startswith(name))]
         if not match:
             break
         chosen.append(match[0])

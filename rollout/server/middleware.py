@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # starlette comes with vLLM; the learner, which needs the variable's name alone, may have neither
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 KEY_VARIABLE = "PONDER_API_KEY"
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_REFUSAL = b'{"error": "missing or wrong key: send Authorization: Bearer <PONDER_API_KEY>"}'
 
 
 class RequireKey:
@@ -26,16 +21,19 @@ class RequireKey:
     Without a key in the environment everything but /health is refused.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         key = os.environ.get(KEY_VARIABLE, "")
         self._expected = f"Bearer {key}".encode() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.responses import JSONResponse
+
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http" and scope["path"] != "/health" and not self._holds_key(scope):
-            await _refuse(send)
+            error = {"error": f"missing or wrong key: send Authorization: Bearer <{KEY_VARIABLE}>"}
+            await JSONResponse(error, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -43,10 +41,3 @@ class RequireKey:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         # Exactly one header, compared in constant time: the answer's timing must not tell the key's letters.
         return self._expected is not None and len(given) == 1 and hmac.compare_digest(given[0], self._expected)
-
-
-async def _refuse(send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_REFUSAL)).encode())]
-    headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": _REFUSAL})

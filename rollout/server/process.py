@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -20,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -38,22 +37,35 @@ _EXCEPTION = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\[]*\[[^\]]*\] )?((?:
 class ServerProcess:
     """One vLLM server of ours. It dies with this process, even by kill -9, and takes its engine with it."""
 
-    def __init__(
-        self, supervisor: subprocess.Popen[bytes], url: str, log: Path, log_start: int, owned: Sequence[Path]
-    ) -> None:
-        """Wrap a running supervisor, whose log begins at byte `log_start`; blocks some 50 ms until it tells the pid."""
-        assert supervisor.stdin is not None
-        assert supervisor.stdout is not None
-        self._supervisor, self._pipe, self._out = supervisor, supervisor.stdin, supervisor.stdout
+    def __init__(self, command: Sequence[str], env: dict[str, str], url: str, log: Path, owned: Sequence[Path]) -> None:
+        """Start the supervisor, which starts `command`; blocks some 50 ms until it tells the pid."""
+        for path in (log.parent, *owned):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        flags = [f"--owned={path.resolve()}" for path in owned]
+        with log.open("ab") as log_file:
+            self._log_start = log_file.tell()
+            # Isolated and without site: it must start fast and see no module of the user's.
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(SUPERVISOR), *flags, "--", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env=env,
+                bufsize=0,
+                start_new_session=True,
+            )
+        assert self._supervisor.stdin is not None
+        assert self._supervisor.stdout is not None
+        self._pipe, self._out = self._supervisor.stdin, self._supervisor.stdout
         self._owned = owned
         self._ended: str | None = None
         self.url = url
         self.log = log
-        self._log_start = log_start
         first_line = self._out.readline()
         if not first_line:
             raise Fault(f"the server's supervisor did not start; see {log}")
         self.pid = int(first_line)  # of the process that listens
+        os.set_blocking(self._out.fileno(), False)
 
     @classmethod
     async def start(
@@ -80,10 +92,9 @@ class ServerProcess:
         # Compiled kernels are worth keeping, so torch's cache stays where it would be without our TMPDIR.
         inductor = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
         additions |= {KEY_VARIABLE: key, "TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": str(inductor)}
-        command = list(argv) if argv is not None else [sys.executable, *arguments]
-        owned = [*owned_dirs, scratch]
-        url = f"http://127.0.0.1:{spec.port}"
-        server = await asyncio.to_thread(_launch, command, server_env(os.environ, additions), log, owned, url)
+        command = [sys.executable, *arguments] if argv is None else argv
+        env, url = server_env(os.environ, additions), f"http://127.0.0.1:{spec.port}"
+        server = await asyncio.to_thread(cls, command, env, url, log, [*owned_dirs, scratch])
         try:
             await server._wait_healthy(timeout, on_wait)
         except BaseException:
@@ -97,10 +108,15 @@ class ServerProcess:
 
     def exit_reason(self) -> str | None:
         """How the server ended, in words; None while it runs."""
-        # The supervisor writes `exit STATUS` when the server is dead; the end of the file is its own death.
-        if self._ended is None and _readable(self._out.fileno()):
-            self._ended = _in_words(self._out.readline())
+        if self._ended is None:
+            with contextlib.suppress(BlockingIOError):  # nothing to read: it runs
+                self._ended = _in_words(os.read(self._out.fileno(), 100))
         return self._ended
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What server.json says of it."""
+        return {"url": self.url, "pid": self.pid, "log": str(self.log)}
 
     def tail(self, n: int) -> list[str]:
         """The last `n` lines of the log, of this server's alone."""
@@ -129,8 +145,9 @@ class ServerProcess:
             while (waited := time.monotonic() - begin) < timeout:
                 if (reason := self.exit_reason()) is not None:
                     raise Fault(f"the vLLM server ended while starting ({reason}){self._explanation()}")
-                if await _healthy(client, self.url):
-                    return
+                with contextlib.suppress(httpx.TransportError):
+                    if (await client.get(f"{self.url}/health")).status_code == 200:
+                        return
                 if on_wait is not None:
                     on_wait(waited, "".join(self.tail(1)))
                 await asyncio.sleep(POLL_EVERY)
@@ -144,11 +161,11 @@ class ServerProcess:
 
 def _cause(lines: Sequence[str]) -> str:
     """`: ` and the exception that explains a failed start, "" where the log shows none."""
-    for i, line in enumerate(lines):
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         # The first one: vLLM's last one only says "see root cause above".
         if (match := _EXCEPTION.match(line)) and "root cause above" not in line:
-            more = lines[i + 1].strip() if "validation error" in line and i + 1 < len(lines) else ""
-            return f": {match[1]} {more}".rstrip()[:400]
+            more = f" {following.strip()}" if "validation error" in line else ""
+            return f": {match[1]}{more}"[:400]
     return ""
 
 
@@ -157,14 +174,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def write_server_json(path: Path, servers: Sequence[ServerProcess]) -> None:
-    """Write [{url, pid, log}], pid = the process that listens."""
-    rows = [{"url": server.url, "pid": server.pid, "log": str(server.log)} for server in servers]
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(rows, indent=2) + "\n")
-    fresh.replace(path)
 
 
 def served_hardware(hardware: Hardware) -> Hardware:
@@ -176,61 +185,25 @@ def served_hardware(hardware: Hardware) -> Hardware:
     return replace(hardware, gpus=())
 
 
-def _launch(command: Sequence[str], env: dict[str, str], log: Path, owned: Sequence[Path], url: str) -> ServerProcess:
-    """Start the supervisor, which starts `command`."""
-    for path in (log.parent, *owned):
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    flags = [f"--owned={path.resolve()}" for path in owned]
-    with log.open("ab") as log_file:
-        log_start = log_file.tell()
-        # Isolated and without site: it must start fast and see no module of the user's.
-        supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(SUPERVISOR), *flags, "--", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            env=env,
-            bufsize=0,
-            start_new_session=True,
-        )
-    return ServerProcess(supervisor, url, log, log_start, owned)
-
-
-async def _healthy(client: httpx.AsyncClient, url: str) -> bool:
-    try:
-        return (await client.get(f"{url}/health")).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 def check_startable(port: int | None, needs_vllm: bool = True) -> None:
     """BadInput unless a server can be started here, and on `port` where one is given."""
     if sys.platform != "linux":
         raise BadInput(f"a vLLM server can be started on Linux only, not on {sys.platform}: set sampler=transformers")
     if needs_vllm and importlib.util.find_spec("vllm") is None:
         raise BadInput("vLLM is not installed: run `make setup`, or set sampler=transformers")
-    if port is None:
-        return
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind(("127.0.0.1", port))
+            sock.bind(("127.0.0.1", port or 0))
         except OSError as error:
-            message = (
+            raise BadInput(
                 f"port {port} on 127.0.0.1 can't be used ({error.strerror}): leave server.port null for a free one"
-            )
-            raise BadInput(message) from error
+            ) from error
 
 
 def _in_words(line: bytes) -> str:
-    """The supervisor's last line, `exit STATUS` with a negative status for a signal."""
+    """The supervisor's last line, `exit STATUS` with a negative status for a signal; empty: the end of the file."""
     if not line:
         return "its supervisor was killed"
     status = int(line.split()[1])
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def _readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))

@@ -1,5 +1,7 @@
 """The process between the trainer and the server: whatever dies first, and however, nothing is left behind.
 
+usage: supervisor.py [--owned=DIRECTORY …] -- COMMAND …
+
 kill -9 runs no handler, and vLLM's engine outlives its API server. So this small process (standard library only, run as
 a file) leads a session of its own, adopts every orphan below it, and watches the trainer's end of a pipe, the trainer
 itself and the server. When the server dies it ends the server's family; when the trainer is gone or closes the pipe it
@@ -11,7 +13,6 @@ trainer saves first and then closes the pipe.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
@@ -32,21 +33,17 @@ SCAN_EARLY = 0.25  # the same while the server starts, which is when it makes it
 STARTING = 180.0  # seconds that count as starting
 
 
-def main() -> int:
+def main() -> None:
     """Start the server, watch, clean up."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--owned", action="append", default=[], help="directory to remove at the end")
-    parser.add_argument("argv", nargs=argparse.REMAINDER, help="-- and the server's command line")
-    args = parser.parse_args()
+    split = sys.argv.index("--")
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     # The pipe alone would not do: a process that the trainer forked may hold its other end open.
     trainer_gone = [sys.stdin.fileno(), os.pidfd_open(os.getppid()), _terminated()]
-    family = Family(args.argv[1:])
+    family = Family(sys.argv[split + 1 :])
     _tell(str(family.server.pid))
     _watch(family, trainer_gone)
-    for path in args.owned:
-        shutil.rmtree(path, ignore_errors=True)
-    return 0
+    for flag in sys.argv[1:split]:
+        shutil.rmtree(flag.removeprefix("--owned="), ignore_errors=True)
 
 
 def _watch(family: Family, trainer_gone: list[int]) -> None:
@@ -94,9 +91,6 @@ class Family:
             _kill_until_gone(lambda: [p for p in descendants() if not _is_tracker(p)])
             _all_gone(KILL_GRACE)
             _kill_until_gone(descendants)
-        self._unlink_segments()
-
-    def _unlink_segments(self) -> None:
         with contextlib.suppress(OSError):
             for entry in os.scandir(SHM):
                 if entry.inode() in self._segments and entry.name.startswith(("psm_", "sem.", "torch_")):
@@ -111,12 +105,10 @@ def descendants() -> list[int]:
             state, parent = stat.read().rpartition(")")[2].split()[:2]  # the command's name may hold blanks and ")"
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(name))
-    found, todo = [], [os.getpid()]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
+    found = [os.getpid()]
+    for pid in found:  # it grows meanwhile
+        found += children.get(pid, [])
+    return found[1:]
 
 
 def _all_gone(seconds: float) -> bool:
@@ -179,4 +171,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -22,13 +20,11 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-BACKEND = "ponder_file"
-
 
 def register() -> None:
     """Entry point. vLLM may call it more than once in a process."""
     with contextlib.suppress(ValueError):  # registered already
-        WeightTransferEngineFactory.register_engine(BACKEND, FileEngine)
+        WeightTransferEngineFactory.register_engine("ponder_file", FileEngine)
 
 
 @dataclass
@@ -59,28 +55,30 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         """Nothing yet: the layers are emptied by the first file that proves readable, so a bad one changes nothing."""
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         path = checked_path(update_info.path)
         if path.suffix != ".safetensors":
             raise ValueError(f"{path.name} is not a .safetensors file")
         with safe_open(path, framework="pt") as file:  # checks the header against the file's size
             if self._reloading:  # an update that was never finished: what it did not load is put back
-                finalize_layerwise_reload(self.model, self.model_config)
+                self._finalize()
             initialize_layerwise_reload(self.model)
             self._reloading = True
-            load_weights = cast(Callable[[Iterable[tuple[str, torch.Tensor]]], object], self.model.load_weights)
-            load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # type: ignore[operator]  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
+        self._finalize()
         self._reloading = False
         refresh_heads(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+    def _finalize(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
 
 
 def refresh_heads(model: torch.nn.Module) -> None:

@@ -179,7 +179,7 @@ def test_probe_knows_this_machine() -> None:
 
 def test_probe_reads_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
-    lines = ("GPU-a1, NVIDIA H100 80GB HBM3, 81559", "GPU-b2, NVIDIA, odd, 40960", "GPU-c3, A100, [N/A]")
+    lines = ("GPU-a1, 81559, NVIDIA H100 80GB HBM3", "GPU-b2, 40960, NVIDIA, odd", "GPU-c3, [N/A], A100")
     tool.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
     tool.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from rl.sync import FilePush, ModuleSource, parity
 from rollout.client import VllmClient
-from rollout.control import PauseMode, ServerControl
+from rollout.control import ServerControl
 from rollout.sampling import SamplingParams
 from rollout.server.argv import server_argv
 from rollout.server.hardware import probe
@@ -130,8 +130,8 @@ async def test_a_change_that_is_not_pushed_is_seen(wire: Wire) -> None:
 class KeepsCache(ServerControl):
     """Plants the fault: pauses without dropping the prefix cache."""
 
-    async def pause(self, mode: PauseMode = "abort", clear_cache: bool = True) -> None:
-        await super().pause(mode, clear_cache=False)
+    async def pause(self, clear_cache: bool = True) -> None:
+        await super().pause(clear_cache=False)
 
 
 @pytest.mark.vllm
@@ -147,7 +147,8 @@ async def test_a_stale_prefix_cache_is_seen_by_a_long_prompt_only(wire: Wire, vl
     mean_abs, k3 = await wire.drift(LONG, 1.0)
     assert mean_abs > SEEN
     assert k3 > 10 * K3_BOUND
-    await wire.control.reset_prefix_cache()
+    await wire.control.pause()
+    await wire.control.resume()
     assert (await wire.drift(LONG, 1.0))[0] <= MEAN_BOUND
 
 

@@ -38,7 +38,8 @@ def served(vllm_server: VllmServer, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 async def drop_prefix_cache(server: VllmServer) -> None:
     control = ServerControl(server.url, server.key)
-    await control.reset_prefix_cache()
+    await control.pause()
+    await control.resume()
     await control.aclose()
 
 

@@ -22,7 +22,7 @@ CALLS: list[tuple[Call, str, object]] = [
     (lambda c: c.init_transfer({"directory": "/d"}), "POST /init_weight_transfer_engine",
      {"init_info": {"directory": "/d"}}),
     (lambda c: c.pause(), "POST /pause?mode=abort&clear_cache=true", None),
-    (lambda c: c.pause("keep", clear_cache=False), "POST /pause?mode=keep&clear_cache=false", None),
+    (lambda c: c.pause(clear_cache=False), "POST /pause?mode=abort&clear_cache=false", None),
     (lambda c: c.resume(), "POST /resume", None),
     (lambda c: c.start_update(), "POST /start_weight_update", None),
     (lambda c: c.update({"path": "/f"}), "POST /update_weights", {"update_info": {"path": "/f"}}),
@@ -51,12 +51,6 @@ async def test_a_label_that_no_push_has_set_is_minus_one(label: str, version: in
     assert await ServerControl("http://s", "key", transport=transport).weight_version() == version
 
 
-async def test_a_kept_prefix_cache_is_a_fault() -> None:
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"success": False}))
-    with pytest.raises(Fault, match="http://s kept its prefix cache"):
-        await ServerControl("http://s", "key", transport=transport).reset_prefix_cache()
-
-
 async def test_a_refusal_shows_the_body_and_a_dead_server_its_url() -> None:
     refuse = httpx.MockTransport(lambda _: httpx.Response(500, text="no such engine"))
     with pytest.raises(Fault, match="http://s answered 500 to POST /resume: no such engine"):
@@ -81,7 +75,6 @@ async def test_the_server_answers(control: ServerControl) -> None:
     await control.health()
     await control.pause()
     await control.resume()
-    await control.reset_prefix_cache()
     assert await control.weight_version() >= -1
 
 

@@ -9,7 +9,7 @@ from after_import import after_import
 
 def keep_cache(control):
     pause = control.ServerControl.pause
-    control.ServerControl.pause = lambda self, mode="abort", clear_cache=True: pause(self, mode, clear_cache=False)
+    control.ServerControl.pause = lambda self, clear_cache=True: pause(self, clear_cache=False)
 
 
 after_import("rollout.control", keep_cache)

@@ -24,7 +24,7 @@ import pytest
 from rewards.errors import BadInput, Fault
 from rollout.server.argv import ServerSpec
 from rollout.server.hardware import Gpu, Hardware, probe
-from rollout.server.process import ServerProcess, _cause, served_hardware, write_server_json
+from rollout.server.process import ServerProcess, _cause, served_hardware
 from tests.conftest import VllmServer, vllm_spec
 
 HERE = Path(__file__).parent
@@ -282,12 +282,10 @@ async def test_the_key_reaches_the_server_by_its_environment_only(fake: Fake) ->
         await server.stop()
 
 
-async def test_server_json_names_the_listener(fake: Fake, tmp_path: Path) -> None:
+async def test_a_row_of_server_json_names_the_listener(fake: Fake) -> None:
     server = await fake.start()
     try:
-        write_server_json(tmp_path / "server.json", [server])
-        (row,) = json.loads((tmp_path / "server.json").read_text())
-        assert row == {"url": f"http://127.0.0.1:{fake.spec.port}", "pid": server.pid, "log": str(fake.log)}
+        assert server.row == {"url": f"http://127.0.0.1:{fake.spec.port}", "pid": server.pid, "log": str(fake.log)}
         listeners = [c.pid for c in psutil.net_connections("tcp4") if c.laddr == ("127.0.0.1", fake.spec.port)]
         assert server.pid in listeners
         assert server.tail(5) == ["loading the model"]
