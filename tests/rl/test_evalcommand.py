@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -163,6 +164,16 @@ def test_resuming_something_else_is_refused_by_name(capsys: Any, model: str, tmp
         assert "made with weights" in refused(capsys, *arguments, "--resume")
     finally:
         config.write_text(before)
+
+
+def test_the_guide_s_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[evalcommand.EvalRequest] = []
+    monkeypatch.setattr(evalcommand, "run_eval", requests.append)
+    lines = [line.strip() for line in (ROOT / "docs/evaluation.md").read_text().splitlines()]
+    commands = [line for line in lines if line.startswith("ponder eval")]
+    assert [ponder(*shlex.split(line)[1:]) for line in commands] == [0] * len(commands)
+    assert len(requests) == len(commands) >= 6
+    assert all(requests[0].out == request.out for request in requests if request.resume)
 
 
 def test_worked_examples_are_train_problems_with_gold_answers(tmp_path: Path) -> None:
