@@ -1,138 +1,96 @@
-"""Chains of the base and the trained model on the same problems, side by side and safe to show."""
+"""Chains of the base and the trained model on the same problems, side by side."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rewards.answer import CLOSE, OPEN
+import zstandard
+
+from rewards.answer import CLOSE, OPEN, after_thinking
+from rewards.errors import BadInput, Fault
 from rewards.types import Problem
+from rl.config import Config
+from rl.evaluator import read_groups
+from rl.report.record import Record
+from rl.rundir import RunDir
 from rollout.prompt import Template
 from rollout.types import Chain, Group
 
 PICKS = {"gained": 3, "both right": 1, "both wrong": 2, "lost": 1}
 """What became of a problem -> how many of that kind are shown."""
-LONGEST = 6000
-"""Characters of one thinking block that are shown; the middle of a longer one is left out."""
+OUTCOMES = {(False, True): "gained", (True, True): "both right", (False, False): "both wrong", (True, False): "lost"}
 
-Paired = tuple[Problem, Chain, Chain]
+Pair = tuple[Problem, Chain, Chain]
+"""A problem with a scored chain of each model."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One chain as it is shown."""
+    """One scored chain as text. What models write is hostile: the page escapes it."""
 
+    chain: Chain
     thinking: str
-    answer: str
-    closed: bool  # whether it came to an answer
-    status: str
-    correct: bool
-    value: float | None
-    detail: str  # the verifier's reason
-    tokens: int
-    forced: bool  # a budget closed the thinking
+    answer: str | None  # as the verifier reads it; None = the thinking was never closed
 
 
-@dataclass(frozen=True)
-class Example:
-    """One problem with the chains of both models."""
+def find_examples(record: Record) -> dict[str, Any]:
+    """{counts: by outcome, shown: (outcome, problem, sides)}; {missing: why} where there are none."""
+    if record.comparison is None:
+        return {"missing": "Two evaluations of the same problems are needed; this run has not made them yet."}
+    if record.config is None:
+        return {"missing": f"The tokenizer is not known: {record.config_problem}"}
+    try:
+        before, after = (read_groups(record.run, label) for label in record.comparison.labels)
+    except (OSError, ValueError, Fault, zstandard.ZstdError):  # not kept, or damaged
+        return {"missing": "The evaluations' chains (eval/*.samples.jsonl.zst) are not in this directory."}
+    try:
+        template = _load_template(record.run, record.config)
+    except BadInput as error:
+        return {"missing": f"Chains are kept as ids, and the model's tokenizer is not here: {error}"}
+    pairs = pair_chains(before, after)
+    shown = [
+        (outcome, problem, [read_side(chain, template) for chain in chains])
+        for outcome, problem, *chains in pick_examples(pairs)
+    ]
+    return {"counts": {outcome: len(found) for outcome, found in pairs.items()}, "shown": shown}
 
-    outcome: str  # a key of PICKS
-    problem: str
-    prompt: str
-    difficulty: float
-    sides: tuple[Side, Side]
+
+def _load_template(run: RunDir, config: Config) -> Template:
+    saved = next(run.checkpoints.glob("step-*/tokenizer.json"), None)  # as good as the model's, and no hub is asked
+    path = saved.parent if saved else config.model.path
+    return Template.load(path, think=config.model.think, system_prompt=config.model.system_prompt)
 
 
-def pair_chains(before: Sequence[Group], after: Sequence[Group]) -> dict[str, list[Paired]]:
+def pair_chains(before: Sequence[Group], after: Sequence[Group]) -> dict[str, list[Pair]]:
     """Problems by what became of them: the first judged chain of each model on every problem that both have."""
-    later = {group.problem.id: chain for group in after if (chain := _judged(group)) is not None}
-    pairs: dict[str, list[Paired]] = {outcome: [] for outcome in PICKS}
+    later = {group.problem.id: _judged(group) for group in after}
+    pairs: dict[str, list[Pair]] = {outcome: [] for outcome in PICKS}
     for group in before:
         first, last = _judged(group), later.get(group.problem.id)
-        if first is not None and last is not None:
-            pairs[_outcome(first, last)].append((group.problem, first, last))
+        if first and last and first.score and last.score:
+            pairs[OUTCOMES[first.score.correct, last.score.correct]].append((group.problem, first, last))
     return pairs
 
 
-def pick_examples(pairs: dict[str, list[Paired]], template: Template) -> list[Example]:
-    """A few of each kind, spread evenly over difficulty and length; the same run gives the same ones."""
-    return [
-        Example(
-            outcome,
-            printable(problem.id),
-            printable(_prompt_text(problem)),
-            problem.difficulty,
-            (show_chain(first, template), show_chain(last, template)),
-        )
-        for outcome, count in PICKS.items()
-        for problem, first, last in _spread(pairs[outcome], count)
-    ]
+def pick_examples(pairs: dict[str, list[Pair]]) -> list[tuple[str, Problem, Chain, Chain]]:
+    """A few of each outcome, spread evenly over difficulty and length; the same run gives the same ones."""
+    picked = []
+    for outcome, most in PICKS.items():
+        ordered = sorted(pairs[outcome], key=lambda p: (p[0].difficulty, p[2].sampled_count, p[0].id))
+        count = min(most, len(ordered))
+        picked += [(outcome, *ordered[(2 * i + 1) * len(ordered) // (2 * count)]) for i in range(count)]
+    return picked
 
 
-def show_chain(chain: Chain, template: Template) -> Side:
-    """A scored chain as text. What models write is hostile: see `printable`; the page escapes the rest."""
-    assert chain.score is not None, f"chain {chain.id} has no score"
-    thinking, answer, closed = _split(template.response_text(chain), template.think)
-    score = chain.score
-    return Side(
-        thinking=printable(_shorten(thinking)),
-        answer=printable(_shorten(answer)),
-        closed=closed,
-        status=score.status,
-        correct=score.correct,
-        value=score.value,
-        detail=printable(score.detail),
-        tokens=chain.sampled_count,
-        forced=chain.inserted_count > 0,
-    )
-
-
-def printable(text: str) -> str:
-    """The text with control, direction and surrogate characters written as escapes: none may act on the page."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else _escape(c) for c in text)
-
-
-def _split(text: str, think: bool) -> tuple[str, str, bool]:
-    """(thinking, answer, whether there is an answer): where a model thinks, the last close divides them."""
-    before, close, after = text.rpartition(CLOSE)
-    if not think or not (close or OPEN in after):
-        return "", text.strip(), True
-    thinking, answer = (before, after) if close else (after, "")
-    return thinking.replace(OPEN, "").strip(), answer.strip(), bool(close)
-
-
-def _escape(character: str) -> str:
-    return f"\\u{ord(character):04x}"
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= LONGEST:
-        return text
-    half = LONGEST // 2
-    return f"{text[:half]}\n\n… {len(text) - 2 * half:,} characters left out …\n\n{text[-half:]}"
-
-
-def _prompt_text(problem: Problem) -> str:
-    if isinstance(problem.prompt, str):
-        return problem.prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in problem.prompt)
-
-
-def _spread(pairs: list[Paired], count: int) -> list[Paired]:
-    ordered = sorted(pairs, key=lambda p: (p[0].difficulty, p[2].sampled_count, p[0].id))
-    if len(ordered) <= count:
-        return ordered
-    return [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
+def read_side(chain: Chain, template: Template) -> Side:
+    """Thinking and answer of a chain; one of a model that doesn't think is all answer."""
+    text = template.response_text(chain)
+    answer = after_thinking(text) if template.think else text
+    thinking = text.removesuffix(answer or "").removesuffix(CLOSE).replace(OPEN, "")
+    return Side(chain, thinking.strip(), None if answer is None else answer.strip())
 
 
 def _judged(group: Group) -> Chain | None:
     return next((chain for chain in group.chains if chain.score is not None and chain.score.counts), None)
-
-
-def _outcome(before: Chain, after: Chain) -> str:
-    was, now = (chain.score is not None and chain.score.correct for chain in (before, after))
-    if was == now:
-        return "both right" if now else "both wrong"
-    return "gained" if now else "lost"

@@ -1,85 +1,56 @@
 """Figures that live in the page: matplotlib draws them, the page's style sheet colours them.
 
-A colour of the palette becomes a CSS variable in the SVG, so that a figure follows light and dark mode; text stays
-text in the page's own font.
+A figure is drawn in stand-in colours, which become CSS variables in its SVG, so that it follows light and dark mode;
+text stays text in the page's own font.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
-import matplotlib
-from cycler import cycler
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from rl.evaluation.figures import BLUE, CURRENT, GREEN, ORANGE, PURPLE, RED, SKY
+from rewards.errors import BadInput
+from rl.evaluation import figures
+from rl.evaluation.axes import read_axes
+from rl.evaluation.words import say_thinking, say_training
 
-LIGHT = {
-    "paper": "#fdfcf9", "raised": "#f5f3ed", "ink": "#1f2429", "muted": "#5c646d", "line": "#dedad0",
-    "blue": "#0b6a84", "orange": "#b4500b", "violet": "#6b46a8", "green": "#4d7222", "red": "#a92f55",
-    "sky": "#4a9dc0", "grey": "#8a8f96",
+NAMES = ("ink", "muted", "line", "blue", "orange", "violet", "green", "red", "sky", "grey")
+COLOURS = {name: f"#0a0b{i:02x}" for i, name in enumerate(NAMES)}
+"""Variable of page.css -> its stand-in in a figure."""
+VARIABLES = {code: name for name, code in COLOURS.items()} | {
+    figures.CURRENT: "ink", figures.BLUE: "blue", figures.ORANGE: "orange", figures.GREEN: "green", figures.RED: "red",
+    figures.PURPLE: "violet", figures.SKY: "sky", figures.GREY: "grey",
 }  # fmt: skip
-DARK = {
-    "paper": "#14181c", "raised": "#1c2126", "ink": "#e8e6e1", "muted": "#a0a8b1", "line": "#343b43",
-    "blue": "#58c4dc", "orange": "#f2a15f", "violet": "#b9a0ee", "green": "#a5ca6f", "red": "#f08aa8",
-    "sky": "#3f8aa3", "grey": "#858c95",
-}  # fmt: skip
-FOREIGN = {
-    "#000000": "ink", "#ffffff": "paper", CURRENT: "ink", BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red",
-    PURPLE: "violet", SKY: "sky", "#888888": "grey",
-}  # fmt: skip
-VARIABLES = {code: name for name, code in LIGHT.items()} | {code.lower(): name for code, name in FOREIGN.items()}
-"""Colour in a figure -> variable of the style sheet; those of the axes' figures included."""
-SERIES = ("blue", "orange", "violet", "green", "red")
-BEFORE, AFTER = LIGHT["orange"], LIGHT["blue"]
-PANEL = (3.7, 1.9)  # inches
-
-NOISE = r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->"
-"""Parts of matplotlib's SVG that a page does not need; its style would hold for the whole page."""
+"""Colour in a figure -> variable; those of the axes' figures included."""
 
 STYLE: Any = {
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), COLOURS["line"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "ytick.left"), False),
     "axes.axisbelow": True,
-    "axes.edgecolor": LIGHT["line"],
-    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.prop_cycle": cycler(color=[LIGHT[name] for name in SERIES]),
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
     "font.size": 9,
-    "grid.color": LIGHT["line"],
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
     "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "savefig.facecolor": "none",
     "svg.fonttype": "none",
     "svg.hashsalt": "ponder",  # the same figure gives the same bytes
-    "text.color": LIGHT["ink"],
-    "xtick.color": LIGHT["line"],
-    "xtick.labelcolor": LIGHT["muted"],
-    "ytick.color": LIGHT["line"],
-    "ytick.labelcolor": LIGHT["muted"],
-    "ytick.left": False,
 }
+"""matplotlib.rcParams in which the page's figures are drawn and written."""
 
 
-def styled() -> AbstractContextManager[None]:
-    """Within it, matplotlib draws as this page wants it."""
-    return matplotlib.rc_context(STYLE)
-
-
-def new_figure(size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
-    """One empty set of axes of `size` inches; no global state, no window."""
-    figure = Figure(figsize=size, layout="constrained")
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """One empty set of axes, in inches; no global state, no window."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -88,24 +59,49 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(
-        r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.DOTALL
-    )
+    text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    # matplotlib's own style sheet would hold for the whole page
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"#[0-9a-fA-F]{6}\b", _variable, text)
-    text = re.sub(r"\n\s*", "\n", text)
-    view_box = re.search(r'viewBox="[^"]*"', text)
-    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view_box[0]} role="img" aria-label="{escape(label)}">'  # type: ignore[index]
-    return Markup(head + text[text.index(">") + 1 :])
+    for code, variable in VARIABLES.items():
+        text = re.sub(code, f"var(--{variable})", text, flags=re.IGNORECASE)
+    return Markup(text)
 
 
-def css_variables() -> Markup:
-    """The palette as CSS: light, and dark where the reader's system asks for it."""
-    light, dark = (";".join(f"--{name}:{code}" for name, code in p.items()) for p in (LIGHT, DARK))
-    return Markup(f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}")
+def draw_levels(before: dict[str, Any], after: dict[str, Any], name: str) -> Markup:
+    """pass@1 by difficulty with intervals; both map a level to {pass@1, ci95}."""
+    figure, axes = new_figure(4.2, 2.6)
+    places = np.arange(len(before))
+    for side, colour, shift in ((before, "orange", -0.07), (after, "blue", 0.07)):  # intervals stand apart
+        rates = np.array([side[level]["pass@1"] for level in before])
+        ends = np.array([side[level]["ci95"] for level in before])
+        axes.errorbar(places + shift, rates, np.abs(ends.T - rates), fmt="o-", color=COLOURS[colour], ms=5, lw=1,
+                      elinewidth=2.2)  # fmt: skip
+    axes.set(xlim=(-0.5, len(before) - 0.5), ylim=(0, 1), xlabel="difficulty", ylabel="pass@1")
+    axes.set_xticks(places, list(before))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return to_svg(figure, name, "pass@1 by difficulty, before and after")
 
 
-def _variable(match: re.Match[str]) -> str:
-    name = VARIABLES.get(match[0].lower())
-    return match[0] if name is None else f"var(--{name})"
+def draw_axes(run_dir: Path) -> dict[str, Any]:
+    """{training, thinking}: {verdict, words, svg} of each axis that was measured; {problem} where the run has none."""
+    try:
+        axes = read_axes([run_dir])
+    except BadInput as error:  # nothing in it can be placed on an axis, or not without doubt
+        return {"problem": str(error)}
+    drawn = {}
+    if axes.train is not None:
+        svg = _untitled(figures.train_figure(axes, figures.PAGE), "training")
+        drawn["training"] = {"verdict": axes.train.verdict, "words": say_training(axes.train), "svg": svg}
+    if axes.thinking is not None:
+        svg = _untitled(figures.thinking_figure(axes, figures.PAGE), "thinking")
+        drawn["thinking"] = {"verdict": axes.thinking.verdict, "words": say_thinking(axes.thinking), "svg": svg}
+    return drawn
+
+
+def _untitled(figure: Figure, name: str) -> Markup:
+    """The figure without its titles, which the page says in its own type."""
+    figure.suptitle("")
+    for axes in figure.axes:
+        axes.set_title("", loc="left")
+    return to_svg(figure, name, f"Accuracy against {name} compute")

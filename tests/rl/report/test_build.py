@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rewards.errors import BadInput
 from rl.config import read_yaml
-from rl.report.build import build_report, compare_traits, render
-from rl.report.numbers import accuracy, interval, points
+from rl.report.build import build_report, printable, render
+from rl.report.numbers import points
 from rl.report.record import read_record
 from rl.rundir import RunDir
 from tests.rl.report.conftest import HOSTILE
-from tests.rl.report.runs import make_slim, write_text
+from tests.rl.report.runs import make_slim, write_letters_run, write_text
 
 SECTIONS = ["figures", "training", "thinking", "difficulty", "changed", "steps", "chains", "evaluations", "setup"]
 
@@ -69,8 +72,8 @@ def test_every_section_of_a_finished_run_is_filled(finished_page: str) -> None:
 def test_the_headline_is_the_summarys(finished: RunDir, finished_page: str) -> None:
     summary, text = json.loads(finished.summary.read_text()), section(finished_page, "figures")
     for side in ("base", "final"):
-        assert f"<dd>{accuracy(summary[side])}</dd>" in text
-        assert interval(summary[side]) in text
+        assert f"<dd>{summary[side]['pass@1']:.3f}</dd>" in text
+        assert "{:.3f} to {:.3f}".format(*summary[side]["ci95"]) in text
     assert f"<dd>{points(summary['gain']['pass@1'])}</dd>" in text
     assert f"{points(summary['gain']['ci95'][0])} to {points(summary['gain']['ci95'][1])}, paired" in text
 
@@ -126,6 +129,15 @@ def test_a_replay_without_evaluations_still_shows_its_steps(unfinished: RunDir) 
     assert 'class="missing"' in section(text, "evaluations")
 
 
+def test_a_run_with_its_base_alone_shows_that(unfinished: RunDir) -> None:
+    for path in unfinished.eval.iterdir():
+        if not path.name.startswith("base."):
+            path.unlink()
+    text = page(unfinished)
+    assert "pass@1, base" in section(text, "figures")
+    assert 'class="missing"' in section(text, "difficulty")
+
+
 def test_a_configuration_of_another_version_is_shown_as_it_is(unfinished: RunDir) -> None:
     with unfinished.config.open("a") as file:
         file.write("no_such_key: 1\n")
@@ -148,7 +160,7 @@ def test_hostile_text_is_shown_and_stays_text(hostile: RunDir) -> None:
     [
         ("final", "{", "final.json"),
         ("final", '{"cells": [{"task": "t"}]}', "final.json"),
-        ("changes", "[1]", "must hold a JSON object"),
+        ("changes", "[1]", "changes.json is broken"),
     ],
 )
 def test_a_broken_file_is_named(unfinished: RunDir, label: str, content: str, words: str) -> None:
@@ -173,10 +185,39 @@ def test_a_place_that_can_not_be_written_is_refused(hostile: RunDir, tmp_path: P
         build_report(hostile.path, tmp_path)
 
 
-def test_traits_stand_side_by_side_by_difficulty() -> None:
+def test_traits_stand_side_by_side_by_difficulty(unfinished: RunDir) -> None:
     side = {"direct": 0.2, "by_difficulty": {"3": {"direct": 0.1}, "4": {"direct": 0.3}}}
-    traits = compare_traits({"base": side, "final": {"direct": 0.0, "by_difficulty": {"3": {"direct": 0.05}}}})
-    assert traits is not None
-    assert traits.scopes == ["all", "difficulty 3", "difficulty 4"]
-    assert traits.rows == [("direct", [(0.2, 0.0), (0.1, 0.05), (0.3, None)])]
-    assert compare_traits({}) is None
+    changes = {"base": side, "final": {"direct": 0.0, "by_difficulty": {"3": {"direct": 0.05}}}}
+    write_text(unfinished, "changes", json.dumps(changes))
+    text = section(page(unfinished), "changed")
+    assert re.findall(r'colspan="2">([^<]+)<', text) == ["all", "difficulty 3", "difficulty 4"]
+    assert re.findall(r'<td class="n">([^<]+)<', text) == ["0.2", "0", "0.1", "0.05", "0.3", "\u2013"]
+
+
+def test_characters_that_would_act_are_written_out() -> None:
+    assert printable("a\x07b\u202ec\ud800\n\td") == "a\\u0007b\\u202ec\\ud800\n\td"
+
+
+@given(st.text())
+def test_a_printable_text_can_be_written_and_turns_nothing_around(text: str) -> None:
+    shown = printable(text)
+    shown.encode()
+    assert {unicodedata.category(c) for c in shown if c not in "\n\t"}.isdisjoint({"Cc", "Cf", "Cs"})
+    assert printable(shown) == shown
+
+
+def test_nothing_from_outside_acts_on_the_page(unfinished: RunDir) -> None:
+    """Not the text of chains alone: whatever the template prints."""
+    with unfinished.config.open("a") as file:
+        file.write("# \u202e<script>\n")
+    write_text(unfinished, "changes", json.dumps({"controls": [{"name": HOSTILE, "pass@1": 0, "ci95": [0, 1]}]}))
+    text = page(unfinished)
+    assert "<script" not in text
+    assert text.count("\\u202e") >= 2
+    assert "\u202e" not in text
+
+
+def test_the_middle_of_long_text_is_left_out(hostile: RunDir, tmp_path: Path) -> None:
+    text = section(page(write_letters_run(tmp_path, "a" * 6000 + "b" * 6000)), "chains")
+    assert text.count(f"{'a' * 3000}\n\n… 6,000 characters left out …\n\n{'b' * 3000}<") == 2
+    assert "characters left out" not in page(hostile)

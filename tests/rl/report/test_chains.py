@@ -1,16 +1,13 @@
-"""Chains side by side: which are picked, how they are read, what may not act on a page."""
+"""Chains side by side: which are picked, how they are read."""
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rewards.types import Problem, Score
-from rl.report.chains import LONGEST, PICKS, pair_chains, pick_examples, printable, show_chain
+from rl.report.chains import PICKS, pair_chains, pick_examples, read_side
 from rollout.prompt import Template
 from rollout.types import Chain, Group
 from tests.models import byte_tokenizer
@@ -18,12 +15,12 @@ from tests.models import byte_tokenizer
 TEMPLATE = Template(byte_tokenizer(), think=True, stop_ids=[258])
 
 
-def chain(text: str, correct: bool = True, judged: bool = True, inserted: int = 0) -> Chain:
-    """A chain of a one-word prompt that opens the thinking; the last `inserted` tokens are not the model's."""
+def chain(text: str, correct: bool = True, judged: bool = True) -> Chain:
+    """A chain of a one-word prompt that opens the thinking."""
     prompt = TEMPLATE.encode("?")
     answer = [*TEMPLATE.tokenizer.encode(text, add_special_tokens=False), 258]
     ids = [*prompt, *answer]
-    sampled = [t >= len(prompt) and t < len(ids) - inserted for t in range(len(ids))]
+    sampled = [t >= len(prompt) for t in range(len(ids))]
     score = Score(float(correct) if judged else None, correct, "ok" if correct else "wrong", detail="why")
     return Chain("c", "p", ids, len(prompt), sampled, [0.0] * len(ids), [(len(prompt), 0)], "stop", score)
 
@@ -57,26 +54,25 @@ def test_picks_are_few_the_same_each_time_and_spread_over_difficulty() -> None:
     names = [str(i) for i in range(30)]
     before, after = side(dict.fromkeys(names, False)), side(dict.fromkeys(names, True))
     before = [replace(g, problem=replace(g.problem, difficulty=i // 10)) for i, g in enumerate(before)]
-    examples = pick_examples(pair_chains(before, after), TEMPLATE)
-    assert [example.outcome for example in examples] == ["gained"] * PICKS["gained"]
-    assert sorted(example.difficulty for example in examples) == [0, 1, 2]
-    assert examples == pick_examples(pair_chains(before, after), TEMPLATE)
-    assert examples[0].prompt == f"prompt of {examples[0].problem}"
+    examples = pick_examples(pair_chains(before, after))
+    assert [outcome for outcome, *_ in examples] == ["gained"] * PICKS["gained"]
+    assert sorted(problem.difficulty for _, problem, *_ in examples) == [0, 1, 2]
+    assert examples == pick_examples(pair_chains(before, after))
 
 
 @pytest.mark.parametrize(
-    ("text", "thinking", "answer", "closed"),
+    ("text", "thinking", "answer"),
     [
-        ("a b</think>c", "a b", "c", True),
-        ("</think>c", "", "c", True),
-        ("a b", "a b", "", False),
-        ("a</think>b</think>c", "a</think>b", "c", True),  # as the verifier reads it
+        ("a b</think>c", "a b", "c"),
+        ("</think>c", "", "c"),
+        ("a</think>", "a", ""),
+        ("a b", "a b", None),
+        ("a</think>b</think>c", "a</think>b", "c"),  # as the verifier reads it
     ],
 )
-def test_thinking_and_answer_are_told_apart(text: str, thinking: str, answer: str, closed: bool) -> None:
-    shown = show_chain(chain(text), TEMPLATE)
-    assert (shown.thinking, shown.answer, shown.closed) == (thinking, answer, closed)
-    assert (shown.status, shown.value, shown.detail) == ("ok", 1.0, "why")
+def test_thinking_and_answer_are_told_apart(text: str, thinking: str, answer: str | None) -> None:
+    shown = read_side(chain(text), TEMPLATE)
+    assert (shown.thinking, shown.answer) == (thinking, answer)
 
 
 def test_a_model_without_thinking_only_answers() -> None:
@@ -87,30 +83,5 @@ def test_a_model_without_thinking_only_answers() -> None:
     bare = Chain(
         "c", "p", ids, len(prompt), flags, [0.0] * len(ids), [(len(prompt), 0)], "length", Score(1.0, True, "ok")
     )
-    shown = show_chain(bare, plain)
-    assert (shown.thinking, shown.answer, shown.closed) == ("", "b</think>c", True)
-
-
-def test_only_the_models_own_tokens_are_counted() -> None:
-    shown = show_chain(chain("ab</think>c", inserted=2), TEMPLATE)
-    assert (shown.tokens, shown.forced) == (3, True)  # a, b and the close
-
-
-def test_the_middle_of_long_thinking_is_left_out() -> None:
-    shown = show_chain(chain("a" * LONGEST + "b" * LONGEST + "</think>c"), TEMPLATE)
-    assert shown.thinking.startswith("aaa")
-    assert shown.thinking.endswith("bbb")
-    assert f"{LONGEST:,} characters left out" in shown.thinking
-    assert len(shown.thinking) < LONGEST + 100
-
-
-def test_characters_that_would_act_are_written_out() -> None:
-    assert printable("a\x07b\u202ec\ud800\n\td") == "a\\u0007b\\u202ec\\ud800\n\td"
-
-
-@given(st.text())
-def test_a_printable_text_can_be_written_and_turns_nothing_around(text: str) -> None:
-    shown = printable(text)
-    shown.encode()
-    assert {unicodedata.category(c) for c in shown if c not in "\n\t"}.isdisjoint({"Cc", "Cf", "Cs"})
-    assert printable(shown) == shown
+    shown = read_side(bare, plain)
+    assert (shown.thinking, shown.answer) == ("", "b</think>c")
