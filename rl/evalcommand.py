@@ -156,16 +156,14 @@ def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> Ex
     """The problems of all tasks in all prompt styles. Raises BadInput for a prompt that the model can't read."""
     chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
     task_of = {problem.id: task for problem, task in chosen}
-    few = "fewshot" in request.prompts
-    shots = {task.name: worked_examples(task, request.shots) for task in tasks if few}
-    questions = [
-        question
-        for style in request.prompts
-        for question in make_questions(
-            [problem for problem, _ in chosen], template, style,
-            lambda p, style=style: shots[task_of[p.id].name] if style == "fewshot" else (),
-        )
-    ]  # fmt: skip
+    problems = [problem for problem, _ in chosen]
+    shots = {task.name: worked_examples(task, request.shots) for task in tasks if "fewshot" in request.prompts}
+    questions: list[Question] = []
+    for style in request.prompts:
+        if style == "fewshot":
+            questions += make_questions(problems, template, style, lambda p: shots[task_of[p.id].name])
+        else:
+            questions += make_questions(problems, template, style)
     spec_of = {problem.id: request.reward or problem.reward or task.reward for problem, task in chosen}
     return Exam(questions, task_of, spec_of)
 

@@ -143,8 +143,8 @@ def test_a_signal_keeps_what_is_done(
 
 
 def test_resuming_something_else_is_refused_by_name(capsys: Any, model: str, tmp_path: Path) -> None:
-    arguments = ("eval", model, "--task", "letters", "--problems", "2", "--max-tokens", "4", "--answer", "2")
-    arguments += ("--sampler", "transformers", "--no-think", "--out", str(tmp_path / "e.json"))
+    small = ("--problems", "2", "--max-tokens", "4", "--answer", "2", "--sampler", "transformers", "--no-think")
+    arguments = ("eval", model, "--task", "letters", *small, "--out", str(tmp_path / "e.json"))
     assert ponder(*arguments) == 0
     capsys.readouterr()
     for options, words in [

@@ -24,7 +24,7 @@ from tests.fakes import FakePool, FakeSampler, word_tokenizer
 TEMPLATE = Template(word_tokenizer(), think=True, stop_ids=(2,))
 PLAN = Plan(samples=2, temperature=1.0, budgets=(None, 4), max_tokens=24, answer=8, seed=0)
 PROBLEMS = [Problem(f"p{i}", "toy", str(i), 5, f"k{i}", subtask="s") for i in range(10)]
-QUESTIONS: list[Question] = [q for style in ("cot", "direct") for q in make_questions(PROBLEMS, TEMPLATE, style)]  # type: ignore[arg-type]
+QUESTIONS: list[Question] = [q for style in ("cot", "direct") for q in make_questions(PROBLEMS, TEMPLATE, style)]
 REQUEST = {"model": "m", "temperature": 1.0, "tasks": ("toy",)}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rewards.errors import BadInput
 from rollout.chain import bare_chain, merge
-from rollout.prompt import Template, find_stop_ids, load_tokenizer
+from rollout.prompt import Shot, Template, find_stop_ids, load_tokenizer
 from rollout.types import Chain, Completion
 from tests.fakes import WORDS, word_tokenizer
 from tests.models import byte_tokenizer, tiny_model
@@ -110,7 +110,7 @@ class TestShots:
         told = [{"role": "system", "content": "4 !"}, {"role": "user", "content": "2"}]
         turn = "<|im_start|>user {} <|im_end|> <|im_start|>assistant {} <|im_end|>"
         end = "<|im_start|>user 3 + 3 <|im_end|> <|im_start|>assistant <think>"
-        shots = [("1 + 1", "2"), (told, "6")]
+        shots: list[Shot] = [("1 + 1", "2"), (told, "6")]
         expected = f"<|im_start|>system 5 ! <|im_end|> {turn.format('1 + 1', 2)} {turn.format(2, 6)} {end}"
         assert chat.tokenizer.decode(chat.encode("3 + 3", "fewshot", shots)) == expected
         own = chat.tokenizer.decode(chat.encode(told, "fewshot", [("1 + 1", "2")]))
