@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,18 @@ async def test_a_killed_evaluation_ends_as_a_whole_one(tmp_path: Path, last: int
     frames = list(read(path))
     assert [step for step, _ in frames] == list(range(len(frames)))
     assert frames[0] == (0, [])  # the request's
+
+
+@pytest.mark.parametrize("last", [30, 10**9])
+async def test_what_waits_for_its_frame_is_written_at_every_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    monkeypatch.setattr(evalstore, "FRAME", 10**6)
+    path = tmp_path / "e.samples.jsonl.zst"
+    with contextlib.suppress(RuntimeError):
+        await answers(path, Dying(last), exact=False)
+    kept = EvalStore(path, REQUEST, resume=True).groups
+    assert 3 < len(kept) < 20 if last == 30 else len(kept) == 20
 
 
 async def test_exact_chunks_wait_for_each_other_and_others_roll_on() -> None:
