@@ -20,7 +20,7 @@ from rl.build import Setup
 from rl.config import Config
 from rl.memory import Placement, place, serving_gpus
 from rl.rundir import RunDir, write_json
-from rl.sync import FilePush, LocalPush, PushStats, WeightSource
+from rl.sync import FilePush, PushStats, WeightSource, manifest_bytes
 from rollout.client import ServerDown, VllmClient
 from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
@@ -213,7 +213,6 @@ class LocalBackend:
         # sdpa, since decoding needs a cache and a mask, which the learner's packed attention refuses
         model, _ = load_policy(config.model.path, config.model.dtype, config.seed, attention="sdpa")
         self.sampler = TransformersSampler(model, context=context, pad_id=pad_id)
-        self.pusher = LocalPush(self.sampler)
 
     async def check(self) -> None:
         """Nothing to check."""
@@ -223,7 +222,9 @@ class LocalBackend:
 
     async def push(self, source: WeightSource, version: int) -> PushStats:
         """Copy the weights into the sampler's own model."""
-        return await self.pusher.push(source, version)
+        start = time.monotonic()
+        self.sampler.load(source.tensors(), version)
+        return PushStats(time.monotonic() - start, manifest_bytes(source.manifest()))
 
     async def recover(self, reason: str) -> None:
         """An in-process sampler does not die alone."""

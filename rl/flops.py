@@ -1,18 +1,19 @@
 """Floating-point operations of dense decoders, counted from the model's own shapes; multiply and add are two.
 
-Counted: every linear layer, the head where it is computed, and the two matrix products of attention. Left out: norms,
-rotary embeddings, softmax and the embedding look-up (under 1 % together from a width of about 512 on).
+Counted: every linear layer, the head where it is computed, and the two matrix products of causal attention, where L
+tokens look at L (L + 1) / 2 pairs. Left out: norms, rotary embeddings, softmax and the embedding look-up (under 1 %
+together from a width of about 512 on).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from rl.attention import VarlenPlan
 
@@ -41,7 +42,7 @@ class ModelShape:
             head=head.weight.numel(),
             attention=config.num_hidden_layers * config.num_attention_heads * head_dim,
             adapters=adapters,
-            skipped=_skipped(model, layers.values()),
+            skipped=_skipped(model, list(layers.values())) if adapters else 0,
             frozen_head=not head.weight.requires_grad,
         )
 
@@ -57,69 +58,57 @@ def is_adapter(name: str) -> bool:
 
 
 @torch.enable_grad()
-def _skipped(model: Any, layers: Iterable[nn.Linear]) -> int:
-    """Matrix products that the backward pass need not do, in weights.
+def _skipped(model: Any, layers: list[nn.Linear]) -> int:
+    """Matrix products, in weights, that the backward pass under LoRA need not do.
 
     A frozen layer has no weight gradient; one whose input no trained parameter has touched has no input gradient,
     which one token's forward pass shows.
     """
-    layers = list(layers)
-    frozen = sum(m.weight.numel() for m in layers if not m.weight.requires_grad)
-    if not frozen:
-        return 0  # the embedding is trained, so that every input has a gradient
-    untouched: list[nn.Linear] = []
+    untouched: set[nn.Module] = set()
 
-    def look(module: nn.Linear, args: tuple[torch.Tensor]) -> None:
+    def look(module: nn.Module, args: tuple[torch.Tensor]) -> None:
         if not args[0].requires_grad:
-            untouched.append(module)
+            untouched.add(module)
 
     hooks = [m.register_forward_pre_hook(look) for m in layers]
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     model.base_model(input_ids=ids, position_ids=ids, use_cache=False, varlen=VarlenPlan(ids.new_tensor([0, 1]), [1]))
     for hook in hooks:
         hook.remove()
-    return frozen + sum(m.weight.numel() for m in untouched)
+    return sum(m.weight.numel() * ((not m.weight.requires_grad) + (m in untouched)) for m in layers)
 
 
-def forward_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, causal: bool = True) -> float:
-    """One forward pass over chains of these lengths, with `head_tokens` positions through the head.
-
-    Causal attention of L tokens looks at L (L + 1) / 2 pairs; `causal=False` counts all L^2, as kernels without block
-    skipping compute and as torch's FlopCounterMode counts every kernel.
-    """
-    lengths = list(lengths)
+def forward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -> float:
+    """One forward pass over chains of these lengths, with `head_tokens` positions through the head."""
     linear = shape.linear + shape.adapters
-    return 2.0 * (linear * sum(lengths) + shape.head * head_tokens + 2 * shape.attention * _pairs(lengths, causal))
+    return 2.0 * (linear * sum(lengths) + shape.head * head_tokens + 2 * shape.attention * _pairs(lengths))
 
 
-def backward_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, causal: bool = True) -> float:
+def backward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -> float:
     """The backward pass: two products (by weight, by input) for each of the forward pass, less those that LoRA spares.
 
     Attention counts in full in every layer, also in one below the first adapter.
     """
-    lengths = list(lengths)
     linear = 2 * (shape.linear + shape.adapters) - shape.skipped
     head = shape.head * (1 if shape.frozen_head else 2)
-    return 2.0 * (linear * sum(lengths) + head * head_tokens + 4 * shape.attention * _pairs(lengths, causal))
+    return 2.0 * (linear * sum(lengths) + head * head_tokens + 4 * shape.attention * _pairs(lengths))
 
 
-def training_flops(shape: ModelShape, lengths: Iterable[int], head_tokens: int, checkpointing: bool = False) -> float:
+def training_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int, checkpointing: bool = False) -> float:
     """Forward and backward: three times the forward pass where all is trained; with checkpointing one forward more."""
-    lengths = list(lengths)
     forward = forward_flops(shape, lengths, head_tokens)
     return (2 if checkpointing else 1) * forward + backward_flops(shape, lengths, head_tokens)
 
 
-def _pairs(lengths: Iterable[int], causal: bool) -> float:
-    return sum(n * (n + 1) / 2 if causal else n * n for n in lengths)
+def _pairs(lengths: Sequence[int]) -> float:
+    return sum(n * (n + 1) / 2 for n in lengths)
 
 
 def rollout_flops(shape: ModelShape, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> float:
     """Prefill and decoding with a KV cache of chains of `lengths` tokens, their prompts included.
 
-    Each token but the last goes through the model once and attends to those before it, so prefill and decoding cost
-    what one causal pass costs; the head runs for sampled tokens. A prompt shared through a prefix cache is still
-    counted for each chain.
+    Each token but the last goes through the model once and attends to those before it: one causal pass. The head runs
+    for sampled tokens. A prompt shared through a prefix cache is still counted for each chain.
     """
     sampled = sum(lengths) - sum(prompt_lengths)
     return forward_flops(shape.served, [n - 1 for n in lengths], sampled)
@@ -129,14 +118,7 @@ def measure_peak_gflops(
     seconds: float = 0.3, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> float:
     """Matrix-multiplication speed of this machine with the threads set now, GFLOP/s: the denominator of `mfu`."""
-    device = torch.device(device)
-    size = 1024 if device.type == "cpu" else 8192
-    a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best / 1e9
+    size = 1024 if torch.device(device).type == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2.0 * size**3 / min(timer.blocked_autorange(min_run_time=seconds).times) / 1e9

@@ -1,4 +1,4 @@
-"""The push: new weights from the learner to the sampler, and the proof that both sides agree."""
+"""The push: new weights from the learner to the sampler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from rewards.errors import BadInput, Fault
 from rl.flops import is_adapter
-from rl.kl import k3
 from rollout.control import ServerControl
 
 Manifest = list[tuple[str, str, tuple[int, ...]]]
 
 # torch dtype name -> (safetensors name, bytes an element)
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+# Parts of names that wrappers add: activation checkpointing, DDP, torch.compile, LoRA
 WRAPPERS = {"_checkpoint_wrapped_module", "module", "_orig_mod", "base_layer"}
-"""Parts of names that wrappers add: activation checkpointing, DDP, torch.compile, LoRA."""
-FILES = "ponder-*.safetensors*"
 
 
 class WeightSource(Protocol):
@@ -44,6 +42,7 @@ class WeightSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class ModuleSource:
     """A WeightSource over a plain nn.Module, sent in `dtype` (the one that is served).
 
@@ -52,27 +51,26 @@ class ModuleSource:
     W + scale * B A (Hu et al. 2021, equation 3) in fp32, cast once; the module itself is left as it is.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        self._module = module
-        self._dtype = dtype
+    module: nn.Module
+    dtype: torch.dtype = torch.float32
 
     def manifest(self) -> Manifest:
-        dtype = str(self._dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         return [(hf_name(name), dtype, tuple(p.shape)) for name, p in self._parameters()]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters():
-            yield hf_name(name), self._merged(name, parameter).to(self._dtype)
+            yield hf_name(name), self._merged(name, parameter).to(self.dtype)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self._module.named_parameters() if not is_adapter(name))
+        return ((name, p) for name, p in self.module.named_parameters() if not is_adapter(name))
 
     @torch.no_grad()
     def _merged(self, name: str, parameter: nn.Parameter) -> Tensor:
-        owner, found, rest = name.partition(".base_layer.")
-        if not found or rest != "weight":
+        owner, adapted, _ = name.partition(".base_layer.weight")
+        if not adapted:
             return parameter.detach()
-        layer: Any = self._module.get_submodule(owner)
+        layer: Any = self.module.get_submodule(owner)
         # Adapters are fp32 (rl.model), hence the sum is.
         return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), parameter.detach())
 
@@ -85,34 +83,7 @@ class PushStats:
     bytes: int
 
 
-class Pusher(Protocol):
-    """Brings a source's weights, labelled `version`, to whatever samples."""
-
-    async def push(self, source: WeightSource, version: int) -> PushStats:
-        """Return when the sampler serves these weights and nothing older."""
-        ...
-
-
-class LoadsWeights(Protocol):
-    """A sampler in this process."""
-
-    def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over the tensors and set `version`."""
-        ...
-
-
-class LocalPush:
-    """Push to a sampler in this process, without a file."""
-
-    def __init__(self, sampler: LoadsWeights) -> None:
-        self._sampler = sampler
-
-    async def push(self, source: WeightSource, version: int) -> PushStats:
-        start = time.monotonic()
-        self._sampler.load(source.tensors(), version)
-        return PushStats(time.monotonic() - start, manifest_bytes(source.manifest()))
-
-
+@dataclass(frozen=True)
 class FilePush:
     """Push through a safetensors file in `directory`, which the servers see too (their PONDER_SYNC_DIR).
 
@@ -120,19 +91,18 @@ class FilePush:
     ServerDown where one is dead. Whatever happens, the living servers are resumed and the file is removed.
     """
 
-    def __init__(self, controls: Sequence[ServerControl], directory: Path) -> None:
-        self._controls = controls
-        self._directory = directory
+    controls: Sequence[ServerControl]
+    directory: Path
 
     async def push(self, source: WeightSource, version: int) -> PushStats:
         start = time.monotonic()
-        remove_leftovers(self._directory)
+        remove_leftovers(self.directory)
         size = manifest_bytes(source.manifest())
-        check_space(self._directory, size)
-        await self._each(lambda c: c.init_transfer({"directory": str(self._directory.resolve())}))
+        check_space(self.directory, size)
+        await self._each(lambda c: c.init_transfer({"directory": str(self.directory.resolve())}))
         try:
             await self._each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
-            with weights_file(self._directory, source, version) as path:
+            with weights_file(self.directory, source, version) as path:
                 await self._each(lambda c: _update(c, path, version))
         finally:
             await self._each(lambda c: c.resume())
@@ -140,29 +110,24 @@ class FilePush:
 
     async def _each(self, call: Callable[[ServerControl], Awaitable[None]]) -> None:
         """Call every server at once, wait for all, then raise the first error."""
-        results = await asyncio.gather(*(call(control) for control in self._controls), return_exceptions=True)
+        results = await asyncio.gather(*(call(control) for control in self.controls), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
 
 async def _update(control: ServerControl, path: Path, version: int) -> None:
-    await _begin(control)
+    try:
+        await control.start_update()
+    except Fault:  # a learner that was killed in its push has left one open
+        with contextlib.suppress(Fault):
+            await control.update({"path": ""})  # refused, and a refusal ends the update
+        await control.start_update()
     await control.update({"path": str(path.resolve())})
     await control.finish_update(version)
     label = await control.weight_version()
     if label != version:
         raise Fault(f"server {control.url} labels its weights {label} after a push of version {version}; restart it")
-
-
-async def _begin(control: ServerControl) -> None:
-    """Open an update, ending first the one that a learner killed in its push has left open."""
-    try:
-        await control.start_update()
-    except Fault:
-        with contextlib.suppress(Fault):
-            await control.update({"path": ""})  # refused, and a refusal ends the update
-        await control.start_update()
 
 
 def hf_name(name: str) -> str:
@@ -187,32 +152,20 @@ def check_space(directory: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def weights_file(directory: Path, source: WeightSource, version: int) -> Iterator[Path]:
-    """The weights as a safetensors file that exists, complete, as long as the block runs.
+    """The weights as a safetensors file that exists as long as the block runs; BadInput where the disk refuses.
 
     The lock that marks it as in use goes with its process, also by kill -9: see `remove_leftovers`.
     """
     path = directory / f"ponder-{secrets.token_hex(4)}-v{version}.safetensors"
-    part = path.with_name(path.name + ".part")
-    try:
-        with _written(part, source):
-            part.rename(path)
-            yield path
-    finally:
-        part.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-
-
-def _written(path: Path, source: WeightSource) -> IO[bytes]:
-    """A new, locked file with the weights, still open; BadInput where the disk refuses."""
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.callback(path.unlink, missing_ok=True)
+        try:
             file = stack.enter_context(path.open("xb"))
             fcntl.flock(file, fcntl.LOCK_EX)
             write_safetensors(file, source)
-            stack.pop_all()
-            return file
-    except OSError as error:
-        raise BadInput(f"sync.dir={path.parent} can't be written: {error.strerror}; choose another one") from error
+        except OSError as error:
+            raise BadInput(f"sync.dir={directory} can't be written: {error.strerror}; choose another one") from error
+        yield path
 
 
 def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
@@ -237,16 +190,7 @@ def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove files of pushes whose process is gone: those that nobody holds the lock of."""
-    for path in directory.glob(FILES):
+    for path in directory.glob("ponder-*.safetensors"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-
-
-def parity(learner_logprobs: Tensor, sampler_logprobs: Tensor) -> tuple[float, float]:
-    """(mean |difference|, k3) of two [N] log-probabilities of the sampler's tokens.
-
-    The k3 of `rl.kl` with the sampler's policy as the one that drew the tokens: KL(sampler || learner), at least 0.
-    """
-    learner, sampler = learner_logprobs.double(), sampler_logprobs.double()
-    return (learner - sampler).abs().mean().item(), k3(sampler, learner).mean().item()

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rl.sync import FilePush, ModuleSource, parity
+from rl import kl
+from rl.sync import FilePush, ModuleSource
 from rollout.client import VllmClient
 from rollout.control import ServerControl
 from rollout.sampling import SamplingParams
@@ -55,10 +56,11 @@ class Wire:
         requests = [SamplingParams(48, stop_ids=(258,), seed=seed, temperature=temperature) for seed in range(chains)]
         answers = await asyncio.gather(*(self.client.sample(prompt, params) for params in requests))
         assert {answer.version for answer in answers} <= {self.version, -1}
-        learner = torch.cat([self._logprobs(prompt, answer.token_ids, temperature) for answer in answers])
-        sampler = torch.tensor([logprob for answer in answers for logprob in answer.logprobs])
+        learner = torch.cat([self._logprobs(prompt, answer.token_ids, temperature) for answer in answers]).double()
+        sampler = torch.tensor([logprob for answer in answers for logprob in answer.logprobs]).double()
         assert len(sampler) > 40
-        return parity(learner, sampler)
+        # k3 with the sampler's policy as the one that drew the tokens: KL(sampler || learner)
+        return (learner - sampler).abs().mean().item(), kl.k3(sampler, learner).mean().item()
 
     @torch.no_grad()
     def _logprobs(self, prompt: Sequence[int], response: list[int], temperature: float) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from rewards.errors import BadInput, Fault
 from rl import sync
-from rl.sync import FilePush, LocalPush, Manifest, ModuleSource, hf_name, manifest_bytes, parity, write_safetensors
+from rl.sync import FilePush, Manifest, ModuleSource, hf_name, manifest_bytes, write_safetensors
 from rollout.client import ServerDown
 from rollout.control import ServerControl
 
@@ -161,7 +160,7 @@ async def test_a_missing_directory_is_bad_input(tmp_path: Path) -> None:
 
 
 async def test_files_of_dead_pushes_go_and_those_in_use_stay(tmp_path: Path) -> None:
-    dead, busy, foreign = (tmp_path / name for name in ("ponder-1-v1.safetensors.part", "ponder-2-v1.safetensors", "x"))
+    dead, busy, foreign = (tmp_path / name for name in ("ponder-1-v1.safetensors", "ponder-2-v1.safetensors", "x"))
     for path in (dead, busy, foreign):
         path.write_bytes(b"0")
     with busy.open("rb") as file:
@@ -249,31 +248,3 @@ def test_a_head_is_sent_unless_it_is_the_embedding(tied: bool) -> None:
 def test_wrappers_leave_the_name(wrapped: str) -> None:
     assert hf_name(wrapped) == "model.layers.0.x"
     assert hf_name("model.submodule.x") == "model.submodule.x"
-
-
-async def test_local_push_loads_the_stream() -> None:
-    class Sampler:
-        got: dict[str, Tensor]
-        version = -1
-
-        def load(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-            self.got, self.version = dict(tensors), version
-
-    sampler = Sampler()
-    stats = await LocalPush(sampler).push(SOURCE, 2)  # type: ignore[arg-type]
-    assert sampler.version == 2
-    assert sampler.got.keys() == SOURCE.weights.keys()
-    assert stats.bytes == 36
-
-
-def test_parity_by_hand() -> None:
-    learner, sampler = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0 - math.log(2)])
-    mean_abs, k3 = parity(learner, sampler)  # x = 0 and ln 2: expm1(ln 2) - ln 2 = 1 - ln 2
-    assert mean_abs == pytest.approx(math.log(2) / 2)
-    assert k3 == pytest.approx((1 - math.log(2)) / 2)
-
-
-@pytest.mark.parametrize("shift", [1e-4, -1e-4])
-def test_parity_is_exact_where_both_nearly_agree(shift: float) -> None:
-    learner = torch.zeros(1, dtype=torch.float64)
-    assert parity(learner + shift, learner)[1] == pytest.approx(shift**2 / 2, rel=1e-4)
