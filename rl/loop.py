@@ -85,12 +85,7 @@ class Trainer:
 
     async def _steps(self) -> None:
         await self._push()
-        if self._evaluates:
-            await self._evaluate("base", "test", self.config.eval.budgets)
-            await self._evaluate("step-0", "val", [])
-        if self._evaluates and self.config.eval.controls and self.version == 0:
-            await self._evaluate("base-votes", "test", [], VOTES)
-            await self._evaluated(self.evaluator.run_patient)
+        await self._measure()  # the base, or what a stop cut off
         queue = RolloutQueue(self.config.pipeline.max_staleness, self._produce, last_step=self.config.train.steps)
         try:
             for step in range(self.version + 1, self.config.train.steps + 1):
@@ -119,13 +114,24 @@ class Trainer:
         finally:  # the weights have moved: the step is recorded even if nobody will sample from them
             row["time/step"] = time.monotonic() - began
             self._record(step, groups, row)
-        last, every = step == self.config.train.steps, self.config.eval
-        if self._evaluates and (last or step % every.every == 0):
-            await self._evaluate(f"step-{step}", "val", [])
-        if self._evaluates and every.budgets_every and step % every.budgets_every == 0 and not last:
-            await self._evaluate(f"budgets-step-{step}", "test", every.budgets)
-        if last or step % self.config.train.checkpoint_every == 0:
+        await self._measure()
+        if step == self.config.train.steps or step % self.config.train.checkpoint_every == 0:
             self.save()
+
+    async def _measure(self) -> None:
+        """Whatever evaluation is due for the weights that serve now and was not made yet."""
+        step, config, last = self.version, self.config.eval, self.version == self.config.train.steps
+        if not self._evaluates:
+            return
+        if step == 0:
+            await self._evaluate("base", "test", config.budgets)
+        if step == 0 and config.controls:
+            await self._evaluate("base-votes", "test", [], VOTES)
+            await self._evaluated(self.evaluator.run_patient)
+        if last or step % config.every == 0:
+            await self._evaluate(f"step-{step}", "val", [])
+        if config.budgets_every and step % config.budgets_every == 0 and 0 < step and not last:
+            await self._evaluate(f"budgets-step-{step}", "test", config.budgets)
 
     def _record(self, step: int, groups: list[Group], row: Row) -> None:
         self.store.append(step, groups)
