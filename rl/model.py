@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,31 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from rewards.errors import BadInput
+from rewards.errors import BadInput, one_line
 from rl import attention as varlen
 from rl.batch import MicroBatch
 from rl.config import LoraConfig
 from rl.flops import is_adapter
-from rl.logprobs import CHUNK_ELEMENTS, head_logprobs
+from rl.logprobs import head_logprobs
 from rl.sync import ModuleSource
 from rollout.prompt import load_tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 COPIED_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
                 "chat_template*", "generation_config.json")  # fmt: skip
 """What belongs to a model directory besides its config and its weights."""
 
-ADAPTER = "adapter"
-"""Directory of the LoRA adapter, in peft's own format, in a saved model."""
-PEFT_PREFIX = "base_model.model."
-"""What peft puts before the names of parameters in its files."""
+ADAPTER = "adapter"  # directory of the LoRA adapter, in peft's own format, in a saved model
+PEFT_PREFIX = "base_model.model."  # what peft puts before the names of parameters in its files
+
+transformers_logging.set_verbosity_error()  # what is wrong becomes one line of ours
+transformers_logging.disable_progress_bar()
 
 
 def load_policy(
     path: str | Path, dtype: str, seed: int, attention: str = varlen.NAME, fresh: bool = False
 ) -> tuple[PreTrainedModel, bool]:
-    """The model of a local directory and whether its weights were loaded (else they are random from `seed`).
-
-    `fresh` leaves weights that are there unread.
+    """The model of a local directory, and whether its weights were loaded: without any, or `fresh`, they are random.
 
     Raises BadInput where the directory, its config or its tokenizer is missing, or a file is broken.
     """
@@ -59,10 +55,13 @@ def load_policy(
     varlen.register()
     loaded = has_weights(path) and not fresh
     if loaded:
-        model = _load_weights(path, config, DTYPES[dtype], attention)
+        model = _load_weights(path, config, getattr(torch, dtype), attention)
     else:
-        model = _random_weights(config, seed, attention)
-        nn.Module.to(model, DTYPES[dtype])
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            # In fp32 on the CPU whatever comes after, so that one seed means one model.
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+        nn.Module.to(model, getattr(torch, dtype))
     if attention == varlen.NAME:
         _check_plain_head(model)
     return model, loaded
@@ -70,15 +69,13 @@ def load_policy(
 
 def load_config(path: str | Path) -> Any:
     """The transformers config of a local model directory, or BadInput."""
-    path = Path(path)
-    if not path.is_dir():
-        raise BadInput(f"model.path={path}: no such directory; give a local Hugging Face model directory")
-    if not (path / "config.json").is_file():
-        raise BadInput(f"model.path={path} has no config.json; give a local Hugging Face model directory")
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise BadInput(f"model.path={path}: no such directory with a config.json; give a Hugging Face model's")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path / 'config.json'} can't be read: {_one_line(error)}") from None
+        raise BadInput(f"{file} can't be read: {one_line(str(error))}") from None
 
 
 def has_weights(path: str | Path) -> bool:
@@ -89,9 +86,8 @@ def has_weights(path: str | Path) -> bool:
     path = Path(path)
     if any(path.glob("*.safetensors")):
         return True
-    foreign = sorted(file.name for pattern in FOREIGN_WEIGHTS for file in path.glob(pattern))
-    if foreign:
-        raise BadInput(f"model.path={path} holds {foreign[0]} but no safetensors; convert its weights to safetensors")
+    for file in (file for pattern in FOREIGN_WEIGHTS for file in path.glob(pattern)):
+        raise BadInput(f"model.path={path} holds {file.name} but no safetensors; convert its weights to safetensors")
     return False
 
 
@@ -105,22 +101,19 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
     generation = model.generation_config
     # A generation_config that transformers finds inconsistent would stop the save; the original is copied below.
     model.generation_config = GenerationConfig.from_model_config(model.config)
+    merged = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            if is_adapted(model):
-                _save_adapter(model, directory / ADAPTER)
-                merged = ModuleSource(model, model.dtype).tensors()
-                model.save_pretrained(directory, state_dict={name: tensor.cpu() for name, tensor in merged})
-            else:
-                model.save_pretrained(directory)
+        if any(is_adapter(name) for name, _ in model.named_parameters()):
+            _save_adapter(model, directory / ADAPTER)
+            merged = {name: tensor.cpu() for name, tensor in ModuleSource(model, model.dtype).tensors()}
+        model.save_pretrained(directory, state_dict=merged)
         for pattern in COPIED_FILES:
             for file in Path(tokenizer_source).glob(pattern):
-                same = directory.resolve() == file.parent.resolve()
-                if file.is_file() and file.suffix != ".safetensors" and not same:
+                if file.is_file() and directory.resolve() != file.parent.resolve():
                     shutil.copyfile(file, directory / file.name)
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"can't save the model to {directory}: {_one_line(error)}; free some space") from None
+        raise BadInput(f"can't save the model to {directory}: {one_line(str(error))}; free some space") from None
     finally:
         model.generation_config = generation
 
@@ -133,7 +126,7 @@ def materialise(path: str | Path, seed: int, dtype: str, out_dir: str | Path) ->
 
 
 def policy_logprobs(
-    model: PreTrainedModel, micro: MicroBatch, targets: Tensor, temperature: float, chunk_elements: int = CHUNK_ELEMENTS
+    model: PreTrainedModel, micro: MicroBatch, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies of a micro-batch's rows, [N] and [N]; targets [N] on the model's device.
 
@@ -143,7 +136,7 @@ def policy_logprobs(
     body = model.base_model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=plan)
     hidden = body.last_hidden_state[0].index_select(0, micro.predictors)
     head = model.get_output_embeddings()
-    return head_logprobs(hidden, head.weight, targets, temperature, getattr(head, "bias", None), chunk_elements)
+    return head_logprobs(hidden, head.weight, targets, temperature, getattr(head, "bias", None))
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -162,11 +155,11 @@ def add_adapter(
     """
     import peft
 
-    names = sorted({name.rpartition(".")[2] for name in adapted_layers(model, lora)})
+    names = {name.rpartition(".")[2] for name in adapted_layers(model, lora)}
     wanted = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=names if lora.targets == "all-linear" else list(lora.targets),
+        target_modules=sorted(names) if lora.targets == "all-linear" else list(lora.targets),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -175,8 +168,9 @@ def add_adapter(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(wanted, model)
-    for parameter in _trained(model):
-        parameter.data = parameter.data.float()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     if checkpoint is not None:
         _load_adapter(model, Path(checkpoint) / ADAPTER)
 
@@ -206,15 +200,6 @@ def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
     return found
 
 
-def is_adapted(model: nn.Module) -> bool:
-    """Whether a model carries LoRA adapters."""
-    return any(is_adapter(name) for name, _ in model.named_parameters())
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def _save_adapter(model: PreTrainedModel, directory: Path) -> None:
     from peft import get_peft_model_state_dict
 
@@ -237,7 +222,7 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
     try:
         saved = load_file(directory / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"{directory} can't be read: {_one_line(error)}; was the run made without model.lora?") from None
+        raise BadInput(f"{directory} can't be read: {one_line(str(error))}; was the run made without LoRA?") from None
     tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
@@ -247,44 +232,20 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
 
 def _load_weights(path: Path, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     try:
-        with _quiet():
-            answer: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise BadInput(f"the weights in {path} can't be loaded: {_one_line(error)}") from None
-    model, info = answer
-    missing = sorted(info["missing_keys"])
-    if missing:
+        raise BadInput(f"the weights in {path} can't be loaded: {one_line(str(error))}") from None
+    if missing := sorted(info["missing_keys"]):
         raise BadInput(f"the weights in {path} lack {len(missing)} tensors, the first is {missing[0]}; save them again")
     return model
-
-
-def _random_weights(config: Any, seed: int, attention: str) -> PreTrainedModel:
-    """Initialised in fp32 on the CPU whatever comes after, so that one seed means one model."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and load reports: what is wrong becomes one line of ours."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 @torch.no_grad()
@@ -298,7 +259,3 @@ def _check_plain_head(model: PreTrainedModel) -> None:
     theirs = logits[0].double().log_softmax(-1).gather(1, ids.T).squeeze(1)
     if not torch.allclose(mine.double(), theirs, atol=1e-4 if model.dtype != torch.bfloat16 else 0.1):
         raise BadInput(f"{model.config.model_type} changes its logits after the head, which the learner can't train")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
