@@ -83,7 +83,6 @@ class VllmClient:
         return parse_completion(answer, self.version)
 
     async def aclose(self) -> None:
-        """Close the sockets."""
         await self._http.aclose()
 
     async def _with_retries(self, body: dict[str, Any], cost: int) -> dict[str, Any]:

@@ -44,7 +44,6 @@ class ServerControl:
         await self._call("POST", "/pause", params={"mode": "abort", "clear_cache": clear_cache})
 
     async def resume(self) -> None:
-        """Schedule again."""
         await self._call("POST", "/resume")
 
     async def start_update(self) -> None:
@@ -64,7 +63,6 @@ class ServerControl:
         return version_number((await self._call("GET", "/weight_info")).json()["weight_version"])
 
     async def aclose(self) -> None:
-        """Close the sockets."""
         await self._http.aclose()
 
     async def _call(self, method: str, path: str, **request: Any) -> httpx.Response:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DynamicCache,
     MinPLogitsWarper,
@@ -153,7 +154,11 @@ class TransformersSampler:
             generator = torch.Generator().manual_seed(row.params.seed)
             row.uniforms = torch.rand(row.params.max_tokens, generator=generator, dtype=torch.float64).tolist()
         cache = DynamicCache(config=self._model.config)
-        ids, mask = self._padded([row.prompt for row in rows])  # both [B, T]
+        prompts = [torch.tensor(row.prompt, device=self._model.device) for row in rows]
+        masks = [torch.ones_like(prompt) for prompt in prompts]
+        # Both [B, T]; padded on the left, so that all rows go on at the same column.
+        ids = pad_sequence(prompts, batch_first=True, padding_value=self._pad_id, padding_side="left")
+        mask = pad_sequence(masks, batch_first=True, padding_side="left")
         while True:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             logits = self._model(
@@ -174,14 +179,6 @@ class TransformersSampler:
                 cache.batch_select_indices(keep)
             ids = tokens[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
-
-    def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids and mask [B, T], padded on the left so that all rows go on at the same column."""
-        gaps = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
-        ids = [[self._pad_id] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
-        mask = [[0] * gap + [1] * len(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
-        device = self._model.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def sample_rows(logits: Tensor, rows: list[_Row]) -> Tensor:

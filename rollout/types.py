@@ -42,12 +42,9 @@ class Chain:
     score: Score | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(self.token_ids), len(self.sampled), len(self.sampler_logprobs)}
-        if len(lengths) != 1 or not 0 <= self.prompt_len <= len(self.token_ids):
-            raise ValueError(
-                f"chain {self.id}: token_ids, sampled and sampler_logprobs differ in length "
-                f"({len(self.token_ids)}, {len(self.sampled)}, {len(self.sampler_logprobs)}) or prompt_len is off"
-            )
+        lengths = [len(self.token_ids), len(self.sampled), len(self.sampler_logprobs)]
+        if len(set(lengths)) != 1 or not 0 <= self.prompt_len <= lengths[0]:
+            raise ValueError(f"chain {self.id}: lists of {lengths} tokens and a prompt of {self.prompt_len} do not fit")
 
     @property
     def response_ids(self) -> list[int]:
@@ -93,8 +90,6 @@ class Sampler(Protocol):
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """Sample one completion. Raises BadInput for a prompt that is empty or does not fit the context,
         rollout.client.ServerDown where the sampler can't answer any more."""
-        ...
 
     async def aclose(self) -> None:
         """Release sockets, threads and tasks."""
-        ...

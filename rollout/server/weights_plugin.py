@@ -65,7 +65,7 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
                 self._finalize()
             initialize_layerwise_reload(self.model)
             self._reloading = True
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # type: ignore[operator]  # noqa: SIM118
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
         self._finalize()
