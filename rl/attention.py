@@ -79,7 +79,10 @@ def _chain_by_chain(
 ) -> Tensor:
     outputs = []
     for a, b, c in zip(*(torch.split(x, plan.lengths, dim=2) for x in (q, k, v)), strict=True):
-        band = None if window is None or window >= a.shape[2] else _band(a.shape[2], window, a.device)
+        band = None
+        if window is not None and window < a.shape[2]:  # each token sees itself and the window - 1 before it
+            full = torch.ones(a.shape[2], a.shape[2], dtype=torch.bool, device=a.device)
+            band = full.tril() & full.triu(1 - window)
         outputs.append(
             F.scaled_dot_product_attention(
                 a, b, c, attn_mask=band, is_causal=band is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
@@ -88,17 +91,7 @@ def _chain_by_chain(
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """[L, L] bool: each token sees itself and the window - 1 before it."""
-    full = torch.ones(length, length, dtype=torch.bool, device=device)
-    return full.tril() & full.triu(1 - window)
-
-
 def register() -> None:
     """Make `attn_implementation="ponder_varlen"` known to transformers; again does no harm."""
     AttentionInterface.register(NAME, varlen_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Packed rows need no mask; transformers would build one of T x T."""
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # transformers would build one of T x T

@@ -7,7 +7,7 @@ predicted by the position one before its token, named by `MicroBatch.predictors`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -56,7 +56,7 @@ class TrainBatch:
     def rows_of(self, sequences: Sequence[int]) -> Tensor:
         """The rows of some chains, in their order, [n] int64."""
         spans = [torch.arange(self.row_bounds[s], self.row_bounds[s + 1]) for s in sequences]
-        return _cat(spans).to(self.targets.device)
+        return torch.cat([torch.arange(0), *spans]).to(self.targets.device)
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,6 @@ class MicroBatch:
     lengths: list[int]  # [S]
     predictors: Tensor  # [N] int64, the position whose output predicts each row
     rows: Tensor  # [N] int64, the rows in the TrainBatch
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest chain."""
-        return max(self.lengths)
 
 
 def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> TrainBatch:
@@ -90,10 +85,9 @@ def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> T
         if len(scored) < 2:
             dropped += len(scored)
             continue
-        for chain, value in scored:
-            kept.append(chain)
-            rewards.append(value)
-            group_ids.append(group_id)
+        kept += [chain for chain, _ in scored]
+        rewards += [value for _, value in scored]
+        group_ids += [group_id] * len(scored)
     batch = flatten(kept, version, group_ids)
     advantages = estimate(torch.tensor(rewards, dtype=torch.float64), torch.tensor(group_ids, dtype=torch.long))
     with_signal = {g for g, a in zip(group_ids, advantages.tolist(), strict=True) if a != 0.0}
@@ -106,19 +100,25 @@ def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None =
 
     Raises Fault for a chain whose first token is marked as sampled: nothing predicts it.
     """
-    indices = [_sampled_indices(chain) for chain in chains]
-    counts = [len(i) for i in indices]
-    token_ids = [torch.tensor(chain.token_ids, dtype=torch.long) for chain in chains]
-    logprobs = [torch.tensor(chain.sampler_logprobs, dtype=torch.float32) for chain in chains]
-    ages = [version - torch.tensor(chain.token_versions(), dtype=torch.long) for chain in chains]
+    for chain in chains:
+        if chain.sampled[:1] == [True]:
+            raise Fault(f"chain {chain.id}: its first token is marked as sampled, but nothing predicts it")
+
+    def of_tokens(values: Iterable[Sequence[float]], dtype: torch.dtype = torch.long) -> Tensor:
+        """One value for each token, the chains end to end."""
+        return torch.tensor([value for each in values for value in each], dtype=dtype)
+
+    lengths = [len(c.token_ids) for c in chains]
+    sampled = of_tokens((c.sampled for c in chains), torch.bool)
+    token_ids = of_tokens(c.token_ids for c in chains)
     return TrainBatch(
-        token_ids=token_ids,
-        row_bounds=[0, *accumulate(counts)],
-        targets=_pick(token_ids, indices),
-        indices=_cat(indices),
-        sequence_ids=torch.repeat_interleave(torch.arange(len(chains)), torch.tensor(counts, dtype=torch.long)),
-        sampler_logprobs=_pick(logprobs, indices).float(),
-        ages=_pick(ages, indices),
+        token_ids=list(torch.split(token_ids, lengths)),
+        row_bounds=[0, *accumulate(sum(c.sampled) for c in chains)],
+        targets=token_ids[sampled],
+        indices=of_tokens(range(length) for length in lengths)[sampled],
+        sequence_ids=torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))[sampled],
+        sampler_logprobs=of_tokens((c.sampler_logprobs for c in chains), torch.float32)[sampled],
+        ages=version - of_tokens(c.token_versions() for c in chains)[sampled],
         group_ids=list(range(len(chains))) if group_ids is None else group_ids,
         advantages=torch.zeros(len(chains)),
     )
@@ -155,13 +155,12 @@ def pack(batch: TrainBatch, sequences: Sequence[int], tokens_per_microbatch: int
 
 
 def _micro_batch(batch: TrainBatch, sequences: list[int]) -> MicroBatch:
-    device = batch.targets.device
+    device, bounds = batch.targets.device, batch.row_bounds
     lengths = [len(batch.token_ids[s]) for s in sequences]
     starts = [0, *accumulate(lengths)]
     # The one shift: the token at index t of its chain is predicted by the output at t - 1.
     predictors = [
-        batch.indices[batch.row_bounds[s] : batch.row_bounds[s + 1]] - 1 + start
-        for s, start in zip(sequences, starts[:-1], strict=True)
+        batch.indices[bounds[s] : bounds[s + 1]] - 1 + start for s, start in zip(sequences, starts[:-1], strict=True)
     ]
     return MicroBatch(
         input_ids=torch.cat([batch.token_ids[s] for s in sequences]).unsqueeze(0),
@@ -171,17 +170,3 @@ def _micro_batch(batch: TrainBatch, sequences: list[int]) -> MicroBatch:
         predictors=torch.cat(predictors),
         rows=batch.rows_of(sequences),
     )
-
-
-def _sampled_indices(chain: Chain) -> Tensor:
-    if chain.sampled and chain.sampled[0]:
-        raise Fault(f"chain {chain.id}: its first token is marked as sampled, but nothing predicts it")
-    return torch.tensor(chain.sampled, dtype=torch.bool).nonzero().squeeze(-1)
-
-
-def _pick(values: list[Tensor], indices: list[Tensor]) -> Tensor:
-    return _cat([value[index] for value, index in zip(values, indices, strict=True)])
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)

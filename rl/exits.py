@@ -16,6 +16,7 @@ from rewards.errors import BadInput, Fault
 T = TypeVar("T")
 
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckFailed(Exception):
@@ -78,6 +79,7 @@ def run_command(call: Callable[[], object]) -> int:
     """Call a command line and turn how it ends into an exit code and at most one line on stderr."""
     import typer
 
+    wrong_usage: Any = typer.BadParameter.__mro__[2]  # the base class, in whichever copy of click typer carries
     try:
         code = call()
     except (BadInput, Fault) as error:
@@ -88,29 +90,20 @@ def run_command(call: Callable[[], object]) -> int:
         return _say(str(error), 128 + error.signum)
     except typer.Exit as error:
         return error.exit_code
+    except wrong_usage as error:
+        return _say(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
     except BrokenPipeError:  # `ponder … | head`
         sys.stderr.close()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         return _say(f"no space left on the disk ({error.filename or 'while writing'}); free some and go on", 2)
-    except Exception as error:
-        if not isinstance(error, _usage_error()):
-            raise
-        return _say(error.format_message(), error.exit_code)
     if code == 130:
         return _say("interrupted", 130)
     return code if isinstance(code, int) else 0  # typer answers a Ctrl-C, or an Exit, with its code
-
-
-def _usage_error() -> Any:
-    """The base class of wrong command lines, in whichever copy of click typer carries."""
-    import typer
-
-    return typer.BadParameter.__mro__[2]
 
 
 def _say(message: str, code: int) -> int:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -44,25 +43,17 @@ MAX_NONFINITE = 3
 """Optimizer steps in a row with a loss or gradient that isn't finite, after which the run stops."""
 
 
-@dataclass
-class Tally:
-    """Sums over a step's micro-batches; divided only when the step is over."""
-
-    sums: defaultdict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
-    ratio_max: float = 0.0
+class Tally(dict[str, Any]):
+    """Sums over a step's micro-batches by name; divided only when the step is over."""
 
     def add(self, **values: Tensor | float) -> None:
         """Add to the named sums; tensors stay on their device."""
         for name, value in values.items():
-            self.sums[name] = self.sums[name] + (value.detach() if isinstance(value, Tensor) else value)
+            self[name] = self.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
 
-    def total(self, name: str) -> float:
-        """One sum, 0 where nothing was added."""
-        return float(self.sums.get(name, 0.0))
-
-    def mean(self, name: str, by: str) -> float:
+    def mean(self, name: str, by: str = "tokens") -> float:
         """One sum over another, NaN over nothing."""
-        return self.total(name) / self.total(by) if self.total(by) else math.nan
+        return float(self.get(name, 0.0)) / float(self[by]) if self.get(by) else math.nan
 
 
 @dataclass
@@ -74,6 +65,7 @@ class StepState:
     old: Tensor  # logprobs of the weights at the start of the batch
     entropy: Tensor  # of the same weights, nats
     ref: Tensor | None  # logprobs of the reference
+    ratio_max: float = 0.0  # the largest current / old that a trained token had
     tally: Tally = field(default_factory=Tally)
 
     def has_signal(self, part: Sequence[int]) -> bool:
@@ -102,7 +94,8 @@ class Learner:
         With dtype bfloat16 the policy's trained parameters are given in fp32 and it computes under autocast."""
         if objective.needs_reference and reference is None:
             raise ValueError("objective.kl_weight > 0 needs a reference model")
-        torch.set_num_threads(train.threads or _cores())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(train.threads or cores or 1)
         self.objective, self.train, self.temperature = objective, train, temperature
         self.total_updates = total_steps * train.epochs * train.minibatches
         self.accelerator = Accelerator(
@@ -113,9 +106,9 @@ class Learner:
         trained = [p for p in policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.policy, self.optimizer = self.accelerator.prepare(policy.train(), optimizer)
-        self.reference = None
-        if objective.needs_reference and reference is not None:
-            self.reference = reference.to(self.accelerator.device).eval().requires_grad_(False)
+        self.reference = reference
+        if reference is not None:
+            reference.to(self.accelerator.device).eval().requires_grad_(False)
         self.shape = ModelShape.of(policy)
         self.updates_due = 0  # optimizer steps that the schedule has seen, skipped ones included
         self.nonfinite_in_a_row = 0
@@ -135,7 +128,7 @@ class Learner:
         start = time.perf_counter()
         state = self.prepare(build_batch(groups, version, ADVANTAGES[self.objective.advantage]))
         parts = split_minibatches(state.batch, self.train.minibatches)
-        # The first minibatch meets the weights of the start of the batch: its old logprobs are its own, exact and free.
+        # The first minibatch meets the weights of the start of the batch: its own logprobs are the old ones, for free.
         free = parts[0] if parts and state.has_signal(parts[0]) else []
         self._score(state, sorted(set(state.batch.sequences) - set(free)))
         check = check or (lambda stats: None)
@@ -159,10 +152,7 @@ class Learner:
         return peak * shares[self.train.decay]
 
     def score_logprobs(self, chains: Sequence[Chain], temperature: float | None = None) -> list[Tensor]:
-        """The current policy's logprobs of each chain's sampled tokens, one [n] on the CPU for each chain.
-
-        At the run's temperature, or at another one.
-        """
+        """The policy's logprobs of each chain's sampled tokens, [n] on the CPU, at the run's temperature or another."""
         batch = flatten(chains, version=0).to(self.accelerator.device)
         logprobs = torch.zeros(len(batch.targets), device=self.accelerator.device)
         self._write_scores(self.policy, batch, batch.sequences, logprobs, torch.empty_like(logprobs), temperature)
@@ -171,28 +161,24 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""
-        names = [name for name, _ in self._trained()]
         state = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{key}.{names[index]}": value for key, value in values.items()}
+        for name, parameter in self._trained():
+            own = self.optimizer.state.get(parameter, {})
+            state |= {f"optimizer.{key}.{name}": value for key, value in own.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave. Raises Fault where it belongs to another model."""
-        plain = self.optimizer.state_dict()
-        plain["state"] = {}
-        updated = any(key.startswith("optimizer.") for key in state)  # not before the first optimizer step
-        for index, (name, parameter) in enumerate(self._trained() if updated else ()):
+        updated = len(state) > 1  # not before the first optimizer step
+        for name, parameter in self._trained() if updated else ():
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            found = {key: state[full].clone() for key, full in keys.items() if full in state}
+            found = {key: state[full].to(parameter.device, copy=True) for key, full in keys.items() if full in state}
             if len(found) < len(keys) or found["exp_avg"].shape != parameter.shape:
                 raise Fault(f"the optimizer state of {name} is not this model's; resume with the model of the run")
-            plain["state"][index] = found
-        self.optimizer.load_state_dict(plain)
+            self.optimizer.state[parameter] = found
         self.updates_due, self.nonfinite_in_a_row = state["learner.counters"].tolist()
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """What the optimizer holds, in its order."""
         return [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
 
     def prepare(self, batch: TrainBatch) -> StepState:
@@ -228,10 +214,9 @@ class Learner:
         correction = CORRECTIONS[wanted.correction](old, state.batch.sampler_logprobs[rows])
         weighted = outputs.token_losses * correction.weights
         policy_loss = aggregate(weighted, mask, sequence_ids, wanted.aggregation, denominator)
-        seen = diagnose(outputs, mask)
-        tally.add(loss=policy_loss, tokens=seen.tokens, clipped=seen.clipped, approx_kl=seen.approx_kl)
+        tally.add(loss=policy_loss, **diagnose(outputs, mask))
         tally.add(**{f"correction/{name}": value for name, value in correction.metrics.items()})
-        tally.ratio_max = max(tally.ratio_max, float(seen.ratio_max))
+        state.ratio_max = max(state.ratio_max, float(masked(outputs.log_ratio.exp(), mask).max()))
         if state.ref is None:
             return policy_loss
         kl = k3(logprobs, state.ref[rows])
@@ -255,7 +240,7 @@ class Learner:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.learning_rate(self.updates_due)
                 self.optimizer.step()
-                state.tally.add(updates=1, grad_norm=norm)
+                state.tally.add(done=1, grad_norm=norm)
                 self.nonfinite_in_a_row = 0
                 return
         finally:
@@ -270,13 +255,11 @@ class Learner:
 
     def _score(self, state: StepState, sequences: Sequence[int]) -> None:
         """Old logprobs of some chains and, where there is a reference, its logprobs of all."""
-        work = [(self.policy, sequences, state.old, state.entropy)]
+        batch = state.batch
+        state.tally.add(flops=self._write_scores(self.policy, batch, sequences, state.old, state.entropy))
         if self.reference is not None and state.ref is not None:
-            work.append((self.reference, state.batch.sequences, state.ref, torch.empty_like(state.ref)))
-        for model, part, logprobs, entropy in work:
-            for micro in self._write_scores(model, state.batch, part, logprobs, entropy):
-                shape = self.shape if model is self.policy else self.shape.served
-                state.tally.add(flops=forward_flops(shape, micro.lengths, len(micro.rows)))
+            entropy = torch.empty_like(state.ref)
+            state.tally.add(flops=self._write_scores(self.reference, batch, batch.sequences, state.ref, entropy))
 
     @torch.no_grad()
     def _write_scores(
@@ -287,12 +270,13 @@ class Learner:
         logprobs: Tensor,
         entropy: Tensor,
         temperature: float | None = None,
-    ) -> list[MicroBatch]:
-        """Write the model's logprobs and entropies of some chains' rows into two [N] vectors; the passes made."""
-        micros = pack(batch, sequences, self.train.tokens_per_microbatch)
-        for micro in micros:
+    ) -> float:
+        """Write the model's logprobs and entropies of some chains' rows into two [N] vectors; what it cost in FLOPs."""
+        shape, flops = self.shape if model is self.policy else self.shape.served, 0.0
+        for micro in pack(batch, sequences, self.train.tokens_per_microbatch):
             logprobs[micro.rows], entropy[micro.rows] = self._forward(model, batch, micro, temperature)
-        return micros
+            flops += forward_flops(shape, micro.lengths, len(micro.rows))
+        return flops
 
     def _forward(
         self, model: PreTrainedModel, batch: TrainBatch, micro: MicroBatch, temperature: float | None = None
@@ -302,18 +286,18 @@ class Learner:
 
     def _stats(self, state: StepState, seconds: float) -> StepStats:
         tally, batch = state.tally, state.batch
-        flops = tally.total("flops")
+        flops = tally.get("flops", 0.0)
         return {
-            "loss/policy": tally.mean("loss", by="updates"),
-            "kl/ref": tally.mean("kl", by="tokens") if self.reference is not None else 0.0,
-            "approx_kl": tally.mean("approx_kl", by="tokens"),
-            "clip_fraction": tally.mean("clipped", by="tokens"),
+            "loss/policy": tally.mean("loss", by="done"),
+            "kl/ref": tally.mean("kl") if self.reference is not None else 0.0,
+            "approx_kl": tally.mean("approx_kl"),
+            "clip_fraction": tally.mean("clipped"),
             "entropy": float(state.entropy.nanmean()),
-            "grad_norm": tally.mean("grad_norm", by="updates"),
+            "grad_norm": tally.mean("grad_norm", by="done"),
             "learning_rate": self.learning_rate(self.updates_due - 1),
-            "ratio/max": tally.ratio_max if tally.total("tokens") else math.nan,
+            "ratio/max": state.ratio_max if "tokens" in tally else math.nan,
             **mismatch(state),
-            **{name: tally.mean(name, by="tokens") for name in tally.sums if name.startswith("correction/")},
+            **{name: tally.mean(name) for name in tally if name.startswith("correction/")},
             "staleness": float(batch.ages.double().mean()),
             "tokens/trained": int(state.mask.sum()),
             "flops/train": flops,
@@ -322,9 +306,7 @@ class Learner:
             "mfu": flops / seconds / self.peak_gflops / 1e9,
             "samples/dropped": batch.dropped,
             "groups/no_variance": batch.no_variance,
-            "updates/done": tally.total("updates"),
-            "updates/no_signal": tally.total("no_signal"),
-            "updates/nonfinite": tally.total("nonfinite"),
+            **{f"updates/{name}": tally.get(name, 0.0) for name in ("done", "no_signal", "nonfinite")},
         }
 
 
@@ -340,8 +322,3 @@ def mismatch(state: StepState) -> StepStats:
         "mismatch/abs_max": float(gap.max()) if len(gap) else math.nan,
         "mismatch/missing": float((~known[state.batch.fresh]).double().mean()),
     }
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

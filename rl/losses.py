@@ -49,9 +49,7 @@ def clip_loss(inputs: LossInputs) -> LossOutputs:
     advantages = masked(inputs.advantages.to(ratio.dtype), inputs.mask)
     plain = ratio * advantages
     limited = ratio.clamp(1 - inputs.clip_low, 1 + inputs.clip_high) * advantages
-    return LossOutputs(
-        token_losses=-torch.minimum(plain, limited), log_ratio=log_ratio.detach(), clipped=(limited < plain).detach()
-    )
+    return LossOutputs(-torch.minimum(plain, limited), log_ratio.detach(), (limited < plain).detach())
 
 
 def token_weights(mask: Tensor, sequence_ids: Tensor, mode: str) -> Tensor:
@@ -79,34 +77,10 @@ def aggregate(token_values: Tensor, mask: Tensor, sequence_ids: Tensor, mode: st
     return (masked(token_values, mask) * weights).sum() / denominator
 
 
-@dataclass(frozen=True)
-class Diagnostics:
-    """Sums over trained tokens, so that micro-batches add; every field a scalar tensor."""
-
-    tokens: Tensor
-    clipped: Tensor  # tokens whose clipped branch was taken
-    approx_kl: Tensor  # sum of k3 of KL(old || current)
-    ratio_max: Tensor  # the largest current / old
-
-    def __add__(self, other: Diagnostics) -> Diagnostics:
-        return Diagnostics(
-            tokens=self.tokens + other.tokens,
-            clipped=self.clipped + other.clipped,
-            approx_kl=self.approx_kl + other.approx_kl,
-            ratio_max=torch.maximum(self.ratio_max, other.ratio_max),
-        )
-
-
-def diagnose(outputs: LossOutputs, mask: Tensor) -> Diagnostics:
-    """Diagnostics of one micro-batch, without gradient."""
-    zero = torch.zeros_like(outputs.log_ratio)
-    ratio = masked(outputs.log_ratio.exp(), mask)
-    return Diagnostics(
-        tokens=mask.sum(),
-        clipped=(outputs.clipped & mask).sum(),
-        approx_kl=k3(zero, outputs.log_ratio).sum(),
-        ratio_max=torch.cat((ratio, zero.new_zeros(1))).max(),
-    )
+def diagnose(outputs: LossOutputs, mask: Tensor) -> dict[str, Tensor]:
+    """Sums over a micro-batch's trained tokens, without gradient: how many, those clipped, and KL(old || current)."""
+    approx_kl = k3(torch.zeros_like(outputs.log_ratio), outputs.log_ratio)
+    return {"tokens": mask.sum(), "clipped": (outputs.clipped & mask).sum(), "approx_kl": approx_kl.sum()}
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:

@@ -45,24 +45,17 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[Row]:
     """All whole rows of a metrics file, [] where there is none; a line cut by a crash is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in _whole_lines(path.read_bytes())]
+    return [json.loads(line) for line in _whole_lines(path)]
 
 
 def truncate_metrics(path: Path, last_step: int) -> None:
     """Drop rows past `last_step` and a cut tail; the rest stays byte for byte."""
-    if not path.exists():
-        return
-    keep = 0
-    for line in _whole_lines(path.read_bytes()):
-        if json.loads(line)["step"] > last_step:
-            break
-        keep += len(line)
-    os.truncate(path, keep)
+    if path.exists():
+        os.truncate(path, sum(len(line) for line in _whole_lines(path) if json.loads(line)["step"] <= last_step))
 
 
-def _whole_lines(data: bytes) -> list[bytes]:
+def _whole_lines(path: Path) -> list[bytes]:
+    data = path.read_bytes() if path.exists() else b""
     return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,22 @@ from rewards.errors import BadInput
 from rl.config import Config, dump_config, parse_config, read_yaml
 
 
-@dataclass(frozen=True)
 class RunDir:
     """Paths below runs/NAME/."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line a step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """Every chain; one zstd frame a step."""
-        return self.path / "samples.jsonl.zst"
-
-    @property
-    def checkpoints(self) -> Path:
-        """step-N/ directories."""
-        return self.path / "checkpoints"
-
-    @property
-    def eval(self) -> Path:
-        """Evaluation cells."""
-        return self.path / "eval"
-
-    @property
-    def summary(self) -> Path:
-        """Headline figures of a finished run."""
-        return self.path / "summary.json"
-
-    @property
-    def server(self) -> Path:
-        """[{url, pid, log}] of the servers that this run started."""
-        return self.path / "server.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # resolved
+        self.metrics = path / "metrics.jsonl"  # one line a step
+        self.samples = path / "samples.jsonl.zst"  # every chain, one frame a step
+        self.checkpoints = path / "checkpoints"  # step-N/
+        self.eval = path / "eval"  # of each evaluation its cells and its chains
+        self.summary = path / "summary.json"  # headline figures of a finished run
+        self.server = path / "server.json"  # [{url, pid, log}] of the servers that this run started
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run's lock, which the kernel drops when the process dies; BadInput where another run holds it.
-
-        A directory in which nothing was made meanwhile goes again.
-        """
+        """Hold the run's lock, which goes with the process; a directory in which nothing was made goes again."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock")
         try:

@@ -38,7 +38,7 @@ def test_packing_by_hand() -> None:
     assert micro.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2]]
     assert micro.cu_seq_lens.dtype == torch.int32
     assert micro.cu_seq_lens.tolist() == [0, 6, 9]
-    assert (micro.lengths, micro.max_length) == ([6, 3], 6)
+    assert micro.lengths == [6, 3]
     assert micro.predictors.tolist() == [1, 3, 4, 6, 7]  # one before each trained token
     assert micro.rows.tolist() == [0, 1, 2, 3, 4]
 
