@@ -3,15 +3,10 @@
 Every finder is linear in the response's length: a megabyte of half-open boxes must not cost a second.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 
 OPEN, CLOSE = "<think>", "</think>"
-MAX_LINE = 200
-"""Longest answer read from running text or from a bare line, characters."""
-
+MAX_LINE = 200  # characters of the longest answer read from running text or from a bare line
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _STATED = re.compile(r"\b(?:the (?:final |correct )?answer is|(?:final )?answer:)\s*:?\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
@@ -27,12 +22,12 @@ def final_answer(response: str) -> str | None:
     text = after_thinking(response)
     if text is None:
         return None
-    for find in _FINDERS:
+    for find in (boxed, _tagged, _hashed, _stated, _bare_line):
         found = [answer for answer in map(_unwrap, find(text)) if answer]
         if found:
             agree = len({squeeze(answer) for answer in found}) == 1
             return found[-1] if agree else None
-    return _bare_line(text)
+    return None
 
 
 def after_thinking(response: str) -> str | None:
@@ -48,12 +43,9 @@ def squeeze(text: str) -> str:
 
 def boxed(text: str) -> list[str]:
     r"""Contents of the outermost `\boxed{…}` with balanced braces, in order."""
-    first = text.find("\\boxed")
-    if first < 0:
-        return []
     opened: list[tuple[int, bool]] = []  # (start of the content, whether a box opened it)
     spans: list[tuple[int, int]] = []
-    for match in _BRACES.finditer(text, first):
+    for match in _BRACES.finditer(text, max(0, text.find("\\boxed"))):
         token = match.group()
         if token[-1] == "{" and (token == "{" or token.startswith("\\boxed")):
             opened.append((match.end(), token != "{"))
@@ -77,26 +69,16 @@ def _hashed(text: str) -> list[str]:
 
 
 def _stated(text: str) -> list[str]:
-    out = []
-    for match in _STATED.finditer(text):
-        window = text[match.end() : match.end() + MAX_LINE + 1]
-        line = window.partition("\n")[0]
-        sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
-        if len(sentence) <= MAX_LINE:
-            out.append(sentence)
-    return out
+    lines = [text[match.end() : match.end() + MAX_LINE + 1].partition("\n")[0] for match in _STATED.finditer(text)]
+    sentences = [_SENTENCE_END.split(line, maxsplit=1)[0] for line in lines]
+    return [sentence for sentence in sentences if len(sentence) <= MAX_LINE]
 
 
-_FINDERS: tuple[Callable[[str], list[str]], ...] = (boxed, _tagged, _hashed, _stated)
-
-
-def _bare_line(text: str) -> str | None:
-    """The last line, unless it is empty, long, or a sentence: a number in prose is no answer."""
+def _bare_line(text: str) -> list[str]:
+    """The last line, unless it is long or a sentence: a number in prose is no answer."""
     line = text.rstrip().rpartition("\n")[2].strip()
     is_sentence = line[-1:] in (".", "!", "?") and sum(word[0].isalpha() for word in line[:MAX_LINE].split()) > 3
-    if not line or len(line) > MAX_LINE or is_sentence:
-        return None
-    return _unwrap(line) or None
+    return [] if len(line) > MAX_LINE or is_sentence else [line]
 
 
 def _unwrap(text: str) -> str:

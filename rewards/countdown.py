@@ -3,8 +3,6 @@
 A tokeniser and a recursive-descent parser of our own over exact fractions; nothing is ever evaluated as code.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from fractions import Fraction
@@ -14,7 +12,7 @@ from rewards.types import Problem, Score
 
 MAX_LENGTH = 500
 MAX_DEPTH = 30
-_TOKEN = re.compile(r"\s*(?:(0|[1-9]\d{0,8})(?!\d)|([-+*/()]))", re.ASCII)
+_TOKEN = re.compile(r"\s*(?:(0|[1-9]\d{0,8})(?!\d)|([-+*/()])|(\S.{0,9}))", re.ASCII | re.DOTALL)
 
 
 class NotAnExpression(ValueError):
@@ -55,14 +53,10 @@ def tokenise(text: str) -> list[int | str]:
     if len(text) > MAX_LENGTH:
         raise NotAnExpression(f"longer than {MAX_LENGTH} characters")
     tokens: list[int | str] = []
-    position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise NotAnExpression(f"{text[position : position + 10]!r} is no number, operator or bracket")
-        number, operator = match.groups()
-        tokens.append(int(number) if number else operator)
-        position = match.end()
+    for digits, operator, other in _TOKEN.findall(text):
+        if other:
+            raise NotAnExpression(f"{other!r} is no number, operator or bracket")
+        tokens.append(int(digits) if digits else operator)
     return tokens
 
 

@@ -1,7 +1,5 @@
 """Plain equality of the final answer: exact rationals where both sides are numbers, else the same text."""
 
-from __future__ import annotations
-
 import json
 import re
 from fractions import Fraction
@@ -10,9 +8,7 @@ from typing import Any
 from rewards.answer import final_answer, squeeze
 from rewards.types import Problem, Score
 
-MAX_NUMBER = 100
-"""Longest text that is read as a number, characters: bounds the cost of exact arithmetic."""
-
+MAX_NUMBER = 100  # characters that are read as a number: bounds the cost of exact arithmetic
 _NUMBER = re.compile(
     r"[+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3})?|[+-]?\d+\s*/\s*\d+", re.ASCII
 )

@@ -5,8 +5,6 @@ worker that was kept warm for it; when that one is hit too, the item is `rejecte
 What comes back from a worker is JSON, never a pickle.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -16,19 +14,17 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Self
 
 from rewards.equality import as_text
 from rewards.errors import BadInput, Fault, one_line
-from rewards.trl_style import Extras
-from rewards.types import Problem, Score
+from rewards.types import Extras, Problem, Score
 
 MAX_REPLY = 2**24
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
 CLOSED = "the reward pool is closed"
 TICKS = 10
-WARM_UP_LIMIT = 10.0
-"""Seconds the first call of a reward in a worker may take, off every item's clock."""
+WARM_UP_LIMIT = 10.0  # seconds that the first call of a reward in a worker may take, off every item's clock
 
 
 class Worker:
@@ -42,7 +38,7 @@ class Worker:
         self._drain = asyncio.create_task(self._keep_last_lines())
 
     @classmethod
-    async def start(cls, memory_gb: float) -> Worker:
+    async def start(cls, memory_gb: float) -> Self:
         """Start the process, in a group of its own so that its children end with it."""
         pipe = asyncio.subprocess.PIPE
         command = (sys.executable, "-P", "-m", "rewards.worker", str(os.getpid()), str(memory_gb))
@@ -126,8 +122,7 @@ async def finishes(task: asyncio.Task[Any], limit: float) -> bool:
     return False
 
 
-Slot: TypeAlias = "asyncio.Task[Worker]"
-"""A place for a worker, which may still be starting."""
+Slot = asyncio.Task[Worker]  # a place for a worker, which may still be starting
 
 
 class RewardPool:
@@ -143,14 +138,14 @@ class RewardPool:
         self._workers, self._memory_gb = workers, memory_gb
         self._time_limit, self._load_limit = time_limit, load_limit
         self._specs: dict[str, Any] = {}  # every reward that has loaded once, by its key
-        self._warm_ups: dict[str, bytes | None] = {}  # key -> item to call it on after loading; None = don't
+        self._warm_ups: dict[str, bytes] = {}  # key -> item to call it on after loading, empty = don't
         self._slots: set[Slot] = set()
         self._endings: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Queue[Slot] = asyncio.Queue()
         self._spares: asyncio.Queue[Slot] = asyncio.Queue()
         self._closed = False
 
-    async def __aenter__(self) -> RewardPool:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -209,7 +204,7 @@ class RewardPool:
 
     @contextlib.asynccontextmanager
     async def _worker(self, queue: asyncio.Queue[Slot], spec: Any) -> AsyncIterator[Worker]:
-        """A worker with the reward ready: an idle one, or a spare, which serves once and has its successor warm up."""
+        """A worker with the reward ready: an idle one, or a spare, which serves once while its successor warms up."""
         slot = await self._take(queue)
         following = slot if queue is self._idle else self._launch()
         try:
@@ -265,10 +260,7 @@ class RewardPool:
         return worker
 
     async def _prepare(self, worker: Worker, spec: Any) -> None:
-        """Load a reward and call it once, off every item's clock.
-
-        It is called on its problem's own answer; one that hangs or dies even there is only loaded from then on.
-        """
+        """Load a reward and call it once on its problem's own answer, off every item's clock."""
         key = _key(spec)
         if key in worker.ready or not worker.alive:
             return
@@ -278,13 +270,12 @@ class RewardPool:
         if "bad" in reply:
             raise BadInput(reply["bad"])
         self._specs[key] = spec
-        if key not in self._warm_ups:
-            return
-        if warm_up := self._warm_ups[key]:
+        if warm_up := self._warm_ups.get(key):
             reply = await worker.ask(warm_up, min(WARM_UP_LIMIT, self._load_limit))
             if "limit" in reply:
-                self._warm_ups[key] = None
-        worker.ready.add(key)
+                self._warm_ups[key] = b""  # one that hangs or dies even there is only loaded from now on
+        if key in self._warm_ups:
+            worker.ready.add(key)
 
 
 async def _end(slot: Slot) -> None:

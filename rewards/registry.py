@@ -3,27 +3,27 @@
 Forms: `name`, `module:function`, `path/file.py:function`, `{use: one of these, args: {…}}` for a factory.
 """
 
-from __future__ import annotations
-
-import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from rewards.errors import BadInput, nearest, one_line
-from rewards.trl_style import TrlReward, is_trl_style
+from rewards.judge import to_score
+from rewards.types import Extras, Problem, Score
 
 GROUP = "ponder.rewards"
+TRL_NAMES = frozenset({"prompts", "completions", "completion_ids"})  # parameters that none of our own rewards has
 BUILT_IN = {
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.equality:exact_match",
-    "letters": "rewards.letters:letters",
+    "letters": "rewards.tasks.letters:letters",
 }
 
 
@@ -39,23 +39,34 @@ def load_reward(spec: Any) -> Callable[..., Any]:
         raise BadInput(f"reward {spec!r} is a {type(function).__name__}, not a function")
     if is_trl_style(function):
         return TrlReward(function, str(spec))
-    _check_signature(function, spec)
+    try:
+        inspect.signature(function).bind("response", "problem")
+    except ValueError:  # a built-in without a signature
+        pass
+    except TypeError:
+        raise BadInput(f"reward {spec!r} must take (response, problem), or TRL's (completions, **columns)") from None
     return function
+
+
+def is_trl_style(function: Callable[..., Any]) -> bool:
+    """Whether a parameter is named as only TRL names them."""
+    try:
+        return not TRL_NAMES.isdisjoint(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return False
 
 
 def list_rewards() -> list[dict[str, str]]:
     """Every reward with a name, and its source; plugins are listed without being imported."""
-    built_in = [{"name": name, "source": f"built in ({target})"} for name, target in BUILT_IN.items()]
-    return built_in + [{"name": name, "source": _origin(point)} for name, point in sorted(_plugins().items())]
+    sources = {name: f"built in ({target})" for name, target in BUILT_IN.items()}
+    for name, point in sorted(_plugins().items()):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "an entry point"
+        sources.setdefault(name, f"{package} ({point.value})")
+    return [{"name": name, "source": source} for name, source in sources.items()]
 
 
 def _plugins() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _origin(point: EntryPoint) -> str:
-    package = f"{point.dist.name} {point.dist.version}" if point.dist else "an entry point"
-    return f"{package} ({point.value})"
 
 
 def _build(spec: dict[str, Any]) -> Any:
@@ -111,22 +122,65 @@ def _from_file(path: Path, spec: str) -> ModuleType:
 
 
 def _lacks(module: ModuleType, place: str, attribute: str) -> str:
-    """Why the attribute is not there, with the nearest name or the file that may have been meant."""
-    own = [(n, f) for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-    names = sorted(name for name, _ in own if not name.startswith("_"))
-    near = difflib.get_close_matches(attribute, names, n=1)
-    if near:
-        return f"no function {attribute!r} in {place}; did you mean {near[0]!r}?"
+    """Why the attribute is not there, with the file that may have been meant or the nearest name."""
     file = Path(f"{place}.py")
     if file.is_file() and str(file.resolve()) != module.__file__:
         return f"no function {attribute!r} in module {place} ({module.__file__}); your file is {file}:{attribute}"
-    return f"no function {attribute!r} in {place}, which has {', '.join(names) or 'none'}"
+    own = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__)
+    return f"no function {attribute!r} in {place}; {nearest(attribute, own)}"
 
 
-def _check_signature(function: Callable[..., Any], spec: Any) -> None:
-    try:
-        inspect.signature(function).bind("response", "problem")
-    except TypeError:
-        raise BadInput(f"reward {spec!r} must take (response, problem), or TRL's (completions, **columns)") from None
-    except ValueError:  # a built-in without a signature
-        return
+class TrlReward:
+    """A function written for TRL's GRPOTrainer, called as TRL calls it, one completion at a time.
+
+    It gets strings where the prompt is text, message lists where it is chat. Columns are the problem's `answer` and
+    `meta`; without `**kwargs` it gets only what it names.
+    """
+
+    takes_extras = True
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.scores_truncated = bool(getattr(function, "scores_truncated", False))
+        self._function, self._name = function, name
+        self._parameters = inspect.signature(function).parameters
+
+    def __call__(self, response: str, problem: Problem, extras: Extras | None = None) -> Any:
+        """The verdict on one completion, or an awaitable of it. Raises BadInput where completion_ids are missing."""
+        parts: dict[str, float] = {}
+        extra: dict[str, Any] = {}
+        chat = isinstance(problem.prompt, list)
+        columns = {"answer": problem.answer, **problem.meta}
+        arguments = {name: [value] for name, value in columns.items()} | {
+            "prompts": [problem.prompt],
+            "completions": [[{"role": "assistant", "content": response}] if chat else response],
+            "completion_ids": self._ids(problem, extras),
+            "trainer_state": SimpleNamespace(global_step=extras.step if extras else 0),
+            "log_metric": lambda name, value: parts.update({name: float(value)}),
+            "log_extra": lambda column, values: extra.update({column: values[0] if len(values) == 1 else values}),
+        }
+        if all(p.kind is not p.VAR_KEYWORD for p in self._parameters.values()):
+            arguments = {name: value for name, value in arguments.items() if name in self._parameters}
+        result = self._function(**arguments)
+        return _later(result, parts, extra) if inspect.isawaitable(result) else _unwrap(result, parts, extra)
+
+    def _ids(self, problem: Problem, extras: Extras | None) -> list[list[int]] | None:
+        given = extras.completion_ids if extras else None
+        ids = given if given is not None else problem.meta.get("completion_ids")
+        needed = self._parameters.get("completion_ids")
+        if ids is None and needed is not None and needed.default is needed.empty:
+            raise BadInput(f"reward {self._name} needs completion_ids: add the field to problem {problem.id!r}")
+        return None if ids is None else [ids]
+
+
+def _unwrap(results: Any, parts: dict[str, float], extra: dict[str, Any]) -> Score:
+    """The only element of a TRL-style result; logged metrics become parts, logged columns the detail."""
+    values = list(results)
+    if len(values) != 1:
+        raise ValueError(f"returned {len(values)} rewards for 1 completion")
+    score = to_score(values[0])
+    detail = score.detail or "; ".join(f"{column}: {value}" for column, value in extra.items())
+    return replace(score, parts=score.parts | parts, detail=detail)
+
+
+async def _later(results: Awaitable[Any], parts: dict[str, float], extra: dict[str, Any]) -> Score:
+    return _unwrap(await results, parts, extra)

@@ -1,7 +1,5 @@
 """What flows through verification: a Problem goes in, a Score comes out. Final names; see docs/rewards.md."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
@@ -22,8 +20,7 @@ error: *our* failure (value None, left out of the advantages). skipped: the rewa
 class Problem:
     """One problem with a checkable answer.
 
-    `key` is the canonical content (countdown: sorted numbers and target): splits are a stable hash of
-    (task, key), so the same content can never stand in two splits.
+    `key` is the canonical content (countdown: sorted numbers and target); splits are a stable hash of (task, key).
     """
 
     id: str
@@ -58,6 +55,14 @@ class Score:
 
 
 RewardResult: TypeAlias = float | bool | Score | None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a TRL-style reward may ask for besides text and columns."""
+
+    completion_ids: list[int] | None = None
+    step: int = 0
 
 
 class Reward(Protocol):

@@ -4,23 +4,24 @@ It may be killed at any moment, and what it runs may print, hang or die. So the 
 prints go to stderr, and the process ends with its parent: by signal on Linux, by the end of stdin everywhere.
 """
 
-from __future__ import annotations
-
 import asyncio
+import ctypes
 import json
 import os
 import queue
+import resource
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from typing import Any, BinaryIO
 
 from rewards.errors import BadInput
 from rewards.judge import judge
 from rewards.registry import load_reward
-from rewards.trl_style import Extras
-from rewards.types import Problem
+from rewards.types import Extras, Problem
 
 GIB = 2**30
 
@@ -30,7 +31,7 @@ class Server:
 
     def __init__(self, memory_gb: float) -> None:
         self._memory_gb = memory_gb
-        self._rewards: dict[str, Callable[..., Any]] = {}
+        self._load = cache(lambda key: load_reward(json.loads(key)))  # each reward once
         self._runner = asyncio.Runner()  # one loop for every async reward, so that sessions and locks live on
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -65,18 +66,13 @@ class Server:
         return {"score": asdict(judge(reward, message["response"], problem, truncated, extras, self._runner.run))}
 
     def _reward(self, spec: Any) -> Callable[..., Any]:
-        key = json.dumps(spec, sort_keys=True)
-        if key not in self._rewards:
-            self._rewards[key] = load_reward(spec)
-        return self._rewards[key]
+        return self._load(json.dumps(spec, sort_keys=True))
 
 
 def limit_memory(gb: float | None) -> None:
     """Let the address space grow by `gb` GiB from here on (soft limit); None lifts it. Linux only."""
     if sys.platform != "linux":
         return
-    import resource
-
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = hard
     if gb is not None:
@@ -90,10 +86,6 @@ def limit_memory(gb: float | None) -> None:
 def die_with_parent(parent: int) -> None:
     """Be killed when the parent dies, however it dies, also while a reward holds the interpreter (Linux only)."""
     if sys.platform == "linux":
-        import ctypes
-        import resource
-        import signal
-
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected business, not a file
     if os.getppid() != parent:  # it died before the signal was asked for

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
-from rewards.trl_style import Extras
-from rewards.types import Problem, Score, Split
+from rewards.types import Extras, Problem, Score, Split
 from rl.backend import Backend
 from rl.build import Setup, weight_source
 from rl.checkpoint import save_checkpoint

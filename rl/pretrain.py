@@ -21,7 +21,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from rewards.errors import BadInput
 from rewards.tasks import load_task
-from rewards.tasks.traces import write_trace
+from rewards.tasks.countdown import write_trace
 from rewards.types import Problem
 from rl.batch import flatten, pack
 from rl.config import Section, parse_section, read_config_file

@@ -8,8 +8,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from rewards.errors import BadInput
-from rewards.trl_style import Extras
-from rewards.types import Problem, Score
+from rewards.types import Extras, Problem, Score
 from rollout.budget import Budget, sample_with_budget
 from rollout.prompt import Shot, Style, Template
 from rollout.sampling import SamplingParams, request_seed

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewards.errors import BadInput
-from rewards.trl_style import Extras
-from rewards.types import Problem, Score
+from rewards.types import Extras, Problem, Score
 from rollout.sampling import SamplingParams
 from rollout.types import Completion, FinishReason
 

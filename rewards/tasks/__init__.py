@@ -1,7 +1,5 @@
 """Problem sources by name: `load_task` takes the strings that `task:` and `--task` take."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rewards.errors import BadInput, nearest

@@ -1,10 +1,8 @@
 """What a countdown chain consists of: attempts, slips, repetitions. Read off its text, for the figures of a report.
 
-It reads the notation of search traces (traces.py): attempts of sums `a op b = c`, each ended by `? target` and `!`
+It reads the notation of search traces (countdown.py): attempts of sums `a op b = c`, each ended by `? target` and `!`
 where its author sees a hit, `.` where not. A chain in other words tells only whether it thought at all.
 """
-
-from __future__ import annotations
 
 import re
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Chained arithmetic: a sum that grows by one operation at a time."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

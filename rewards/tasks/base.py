@@ -1,7 +1,5 @@
 """What a task is: problems as a pure function of (seed, index, split), split by content."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re
@@ -14,10 +12,8 @@ from rewards.errors import BadInput, nearest
 from rewards.types import Problem, Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-MAX_DRAWS = 20_000
-"""Draws after which a generator says that a split holds nothing."""
-MAX_STEP = 199
-"""Values stay in 0..MAX_STEP on the way to a result: the word-level vocabulary ends there."""
+MAX_DRAWS = 20_000  # after which a generator says that a split holds nothing
+MAX_STEP = 199  # values stay in 0..MAX_STEP on the way to a result: the word-level vocabulary ends there
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 _NUMBER_OR_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 

@@ -1,14 +1,19 @@
-"""Countdown: combine the given numbers, each exactly once, into the target. Hard to solve, easy to check."""
+"""Countdown: combine the given numbers, each exactly once, into the target. Hard to solve, easy to check.
 
-from __future__ import annotations
+And search traces, written as an impatient human would: what the demo's base model is pre-trained on. A trace tries
+random combinations until one hits, or until its author gives up; the answer repeats the last attempt. Its weaknesses
+are deliberate, and data: some authors guess without thinking, most give up early, results slip.
+"""
 
 import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rewards.answer import CLOSE
 from rewards.tasks.base import MAX_STEP, OPERATIONS, Generator, number, style
 from rewards.types import Problem
 
+MAX_ATTEMPTS = 64  # of a trace; three numbers: up to 830 words, four: up to 1,200
 PLAIN = (
     "Using the numbers {numbers}, each exactly once, with + - * / and parentheses, write an expression that equals "
     "{target}. Write only the expression between <answer> and </answer>."
@@ -19,8 +24,7 @@ PLAIN = (
 class Countdown(Generator):
     """Reach a target from given numbers with + - *, each number used exactly once (difficulty: how many numbers)."""
 
-    base = "countdown"
-    reward = "countdown"
+    base = reward = "countdown"
     numbers: tuple[int, int] = number((3, 5), (2, 6), "how many numbers, `3` or `3-5`")
     max_number: int = number(15, (3, 199), "numbers are 1 to this")
     max_target: int = number(99, (1, 199), "targets are 1 to this")
@@ -76,3 +80,41 @@ def combine(numbers: list[int], rng: random.Random, slip: float = 0.0) -> Attemp
         result = (value, f"( {expression} )" if pool else expression)
         pool.append(result)
     return Attempt(text, pool[0][1], pool[0][0])
+
+
+@dataclass(frozen=True)
+class Habits:
+    """Shares and probabilities of the authors."""
+
+    direct: float = 0.2  # of the traces: answer at once, with a guess
+    patient: float = 0.2  # of the traces: seldom give up
+    give_up_patient: float = 0.02  # after a failed attempt
+    give_up: float = 0.35  # the same, of everybody else
+    slip: float = 0.02  # of the results: wrong by a little
+
+
+def write_trace(problem: Problem, rng: random.Random, habits: Habits | None = None) -> str:
+    """Everything after a countdown prompt's `<think>`: attempts, `</think>`, answer; words apart by blanks."""
+    habits = habits or Habits()
+    numbers, target = problem.meta["numbers"], problem.meta["target"]
+    kind = rng.random()
+    attempt = try_once(numbers, rng, habits.slip)
+    if kind < habits.direct:
+        return f"{CLOSE} {attempt.expression}"
+    quits = habits.give_up_patient if kind < habits.direct + habits.patient else habits.give_up
+    words: list[str] = []
+    for _ in range(MAX_ATTEMPTS):
+        hit = attempt.value == target
+        # the target is written again behind each attempt: without it a model marks only one hit in seven
+        words.append(f"{attempt.text} ? {target} {'!' if hit else '.'}")
+        if hit or rng.random() < quits:
+            break
+        attempt = try_once(numbers, rng, habits.slip)
+    return " ".join([*words, CLOSE, attempt.expression])
+
+
+def try_once(numbers: list[int], rng: random.Random, slip: float = 0.0) -> Attempt:
+    """A random combination of all numbers whose intermediate values are 0 to MAX_STEP."""
+    while (attempt := combine(numbers, rng, slip)) is None:
+        pass
+    return attempt

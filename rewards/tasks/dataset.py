@@ -1,7 +1,5 @@
 """Problems from a local data set, read through the `datasets` library: a file, a directory, or what its cache holds."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,8 +21,7 @@ PARAMETERS = COLUMNS | {"config": "", "split": ""}
 The rows of `split` are the test problems (its own `test` where none is named), those of train and validation are
 train and val; a data set that is not divided is divided by content, or all of it is test with `split=test`.
 """
-WHOLE = ""
-"""The name of the only table of a data set that is not divided."""
+WHOLE = ""  # the name of the only table of a data set that is not divided
 
 
 class DataSet(Rows):
@@ -82,10 +79,8 @@ def _cached(name: str) -> str:
     try:
         return snapshot_download(name, repo_type="dataset", local_files_only=True)
     except Exception:  # not there, or no name of a data set: many classes, the same to us
-        raise BadInput(
-            f"{PREFIX}{name} is not at hand: no such file or directory ({', '.join(READERS)}), and not in the cache; "
-            "nothing is downloaded"
-        ) from None
+        where = f"no such file or directory ({', '.join(READERS)}), and not in the cache"
+        raise BadInput(f"{PREFIX}{name} is not at hand: {where}; nothing is downloaded") from None
 
 
 def _splits(source: str, tables: list[str], chosen: str) -> dict[str, Split | None]:

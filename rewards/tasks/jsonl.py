@@ -1,7 +1,5 @@
 """Problems from rows of data, objects with `prompt` and `answer`: a JSONL file of one's own, one object a line."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterator
@@ -17,10 +15,8 @@ from rewards.tasks.base import SPLITS, split_of
 from rewards.types import Problem, Prompt, Split
 
 KNOWN = {f.name for f in fields(Problem)} - {"task", "meta"} | {"split"}
-HASHED_AS = "jsonl"
-"""Stands for the task in the split's hash: the same row in a renamed file, or in two files, keeps its split."""
-Row = tuple[Problem, Split | None]
-"""A problem with the split that it asks for; None leaves it to its content."""
+HASHED_AS = "jsonl"  # for the task in the split's hash: a row in a renamed file, or in two files, keeps its split
+Row = tuple[Problem, Split | None]  # a problem with the split that it asks for; None leaves it to its content
 
 
 class Rows:
@@ -85,10 +81,9 @@ def parse_object(where: str, line: bytes) -> dict[str, Any]:
     """One line of JSONL. Raises BadInput that names the line where it is no JSON object."""
     try:
         row = json.loads(line.decode())
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where}: broken JSON (column {error.pos + 1}: {error.msg}); write one object a line") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(f"{where}: broken JSON ({error}); write one object a line") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"column {error.pos + 1}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
+        raise BadInput(f"{where}: broken JSON ({reason}); write one object a line") from None
     if not isinstance(row, dict):
         raise BadInput(f"{where}: {type(row).__name__} instead of an object")
     return row
@@ -116,7 +111,7 @@ def _read(path: Path) -> Iterator[Row]:
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        reason = str(error.strerror).lower()
         raise BadInput(f"{path}: {reason}; give the path from the working directory, {Path.cwd()}") from None
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

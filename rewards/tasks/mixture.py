@@ -1,7 +1,5 @@
 """Several tasks at once, by weight."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from functools import lru_cache
@@ -12,14 +10,13 @@ from rewards.errors import BadInput
 from rewards.tasks.base import Task
 from rewards.types import Problem, Split
 
-CYCLE = 1000
-"""Problems in which every task has its exact share, and at least one."""
+CYCLE = 1000  # problems in which every task has its exact share, and at least one
 
 
 class Mixture:
-    """Tasks by weight: each cycle of CYCLE problems holds exact shares, in a seeded order.
+    """Each cycle of CYCLE problems holds exact shares in a seeded order; ids begin with the name of their task.
 
-    A task without problems in a split takes no part there. Ids begin with the name of their task.
+    A task without problems in a split takes no part there.
     """
 
     reward = None

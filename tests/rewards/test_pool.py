@@ -16,8 +16,7 @@ import pytest
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool, Worker, finishes
-from rewards.trl_style import Extras
-from rewards.types import Problem
+from rewards.types import Extras, Problem
 
 PLUGIN = '''
 import os, signal, subprocess, sys, time

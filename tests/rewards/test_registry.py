@@ -12,9 +12,8 @@ import pytest
 from rewards import registry
 from rewards.errors import BadInput
 from rewards.judge import judge
-from rewards.registry import BUILT_IN, list_rewards, load_reward
-from rewards.trl_style import Extras, TrlReward, is_trl_style
-from rewards.types import Problem, Score
+from rewards.registry import BUILT_IN, TrlReward, is_trl_style, list_rewards, load_reward
+from rewards.types import Extras, Problem, Score
 
 TEXT = Problem("p", "t", "2+2?", "4", "k", meta={"solution": "four"})
 CHAT = Problem("p", "t", [{"role": "user", "content": "2+2?"}], "4", "k")
@@ -88,12 +87,12 @@ def test_an_entry_point_is_found_by_name_and_listed(plugin: str, monkeypatch: py
         ("nope", "countdown, exact_match, letters"),
         ("no.such:thing", "no module 'no.such'"),
         ("my_plugin:god", "did you mean 'good'"),
-        ("my_plugin:zzzz", "which has factory, good, one, slow, trl"),
+        ("my_plugin:zzzz", "known: factory, good, one, slow, trl"),
         ("none.py:f", "no file 'none.py'"),
         ("broken_plugin:f", "ModuleNotFoundError: No module named 'no_such_dependency'"),
         ("broken_plugin.py:f", "no_such_dependency"),
         ("crashing_plugin:f", "ZeroDivisionError"),
-        ("rewards:f", "no function 'f' in rewards, which has none"),
+        ("rewards:f", "no function 'f' in rewards; known: none"),
         ("my_plugin:value", "is a int, not a function"),
         ("my_plugin:one", "(response, problem)"),
         ({"use": "my_plugin:factory", "args": {"bonsu": 1}}, "bonsu"),

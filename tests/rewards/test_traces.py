@@ -12,7 +12,7 @@ from rewards.answer import CLOSE
 from rewards.countdown import countdown, evaluate, tokenise
 from rewards.tasks import load_task
 from rewards.tasks.base import MAX_STEP
-from rewards.tasks.traces import Habits, try_once, write_trace
+from rewards.tasks.countdown import Habits, try_once, write_trace
 
 EXACT = Habits(direct=0.0, slip=0.0)
 

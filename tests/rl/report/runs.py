@@ -11,8 +11,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from rewards.answer import CLOSE
 from rewards.countdown import countdown
-from rewards.tasks.traces import CLOSE, Habits, write_trace
+from rewards.tasks.countdown import Habits, write_trace
 from rewards.types import Problem, Score
 from rl.build import Setup, prepare
 from rl.config import parse_config
