@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.errors import BadInput
-from rewards.pool import RewardPool
 from rewards.tasks import Task, load_task
 from rewards.types import Problem, Split
 from rl.config import Config
@@ -22,13 +21,10 @@ from rollout.server.hardware import Hardware, check_stated, probe
 from rollout.server.process import served_hardware
 
 if TYPE_CHECKING:  # torch and transformers load when the learner is built
-    from transformers import PreTrainedModel
-
     from rl.learner import Learner
     from rl.sync import WeightSource
 
-PROBLEMS_SCANNED = 2000
-"""Prompts that are tokenized before the run to find the longest."""
+PROBLEMS_SCANNED = 2000  # prompts that are tokenized before the run to find the longest
 
 
 @dataclass(frozen=True)
@@ -76,8 +72,8 @@ class Setup:
 
 def prepare(config: Config) -> Setup:
     """Check hardware, model directory, tokenizer, task and prompt lengths, for a start. Raises BadInput."""
-    hardware, stated, path = served_hardware(probe()), config.hardware, config.model.path
-    check_stated(hardware, stated.gpus, stated.gpu_memory_gb)
+    hardware, path = served_hardware(probe()), config.model.path
+    check_stated(hardware, config.hardware.gpus, config.hardware.gpu_memory_gb)
     if not Path(path).is_dir():
         raise BadInput(f"model.path={path}: no such directory; give a local one (a hub's name is for --dry-run alone)")
     return examine(config, hardware, load_template(config))
@@ -134,48 +130,30 @@ def model_context(path: str) -> int:
     return limit
 
 
-def open_pool(config: Config) -> RewardPool:
-    """The reward workers that the configuration asks for."""
-    rewards = config.rewards
-    return RewardPool(workers=rewards.workers, time_limit=rewards.time_limit, memory_gb=rewards.memory_gb)
-
-
-def build_learner(config: Config, policy_path: str | None = None) -> Learner:
-    """Load the policy (from a checkpoint where one is given) and, where the objective needs it, the reference."""
-    from rl.learner import Learner
-    from rl.presets import resolve_objective
-
-    objective = resolve_objective(config.algorithm, config.objective)
-    policy, reference = load_models(config, objective.needs_reference, policy_path)
-    return Learner(
-        policy,
-        objective,
-        config.train,
-        temperature=config.rollout.temperature,
-        total_steps=config.train.steps,
-        reference=reference,
-        dtype=config.model.dtype,
-    )
-
-
-def load_models(
-    config: Config, with_reference: bool, checkpoint: str | None
-) -> tuple[PreTrainedModel, PreTrainedModel | None]:
-    """The policy (of a checkpoint where one is given) and, where it is wanted, the frozen policy of the start.
+def build_learner(config: Config, checkpoint: str | None = None) -> Learner:
+    """Load the policy (of a checkpoint where one is given) and, where the objective needs it, the reference.
 
     What is trained is fp32 whatever is computed and served in: bf16 weights lose small updates. With LoRA the base is
     frozen, hence held as it is served, and without its adapter it is the reference.
     """
+    from rl.learner import Learner
     from rl.model import add_adapter, load_policy, twin
+    from rl.presets import resolve_objective
 
-    model, seed = config.model, config.seed
+    model, seed, reference = config.model, config.seed, None
+    objective = resolve_objective(config.algorithm, config.objective)
     if model.lora is None:
         policy, _ = load_policy(checkpoint or model.path, "float32", seed)
-        return policy, load_policy(model.path, "float32", seed)[0] if with_reference else None
-    policy, _ = load_policy(model.path, model.dtype, seed)
-    reference = twin(policy) if with_reference else None
-    add_adapter(policy, model.lora, seed, model.path, checkpoint)
-    return policy, reference
+        if objective.needs_reference:
+            reference, _ = load_policy(model.path, "float32", seed)
+    else:
+        policy, _ = load_policy(model.path, model.dtype, seed)
+        reference = twin(policy) if objective.needs_reference else None
+        add_adapter(policy, model.lora, seed, model.path, checkpoint)
+    return Learner(
+        policy, objective, config.train, temperature=config.rollout.temperature, total_steps=config.train.steps,
+        reference=reference, dtype=model.dtype,
+    )  # fmt: skip
 
 
 def weight_source(config: Config, learner: Learner) -> WeightSource:

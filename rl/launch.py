@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rewards.errors import BadInput
 from rewards.pool import RewardPool
 from rl.backend import Backend, choose_backend
-from rl.build import Setup, build_learner, open_pool, prepare
+from rl.build import Setup, build_learner, prepare
 from rl.checkpoint import Checkpoint, State, clean_drafts, latest_checkpoint, remove_after
 from rl.config import Config
 from rl.evaluator import clear_evaluations
@@ -68,9 +68,9 @@ async def _run(
     begin: Callable[[], None],
 ) -> None:
     done = checkpoint.step if checkpoint else 0
-    config = setup.config
+    config, rewards = setup.config, setup.config.rewards
     with StopSignal() as stop:
-        async with open_pool(config) as pool:
+        async with RewardPool(rewards.workers, rewards.time_limit, rewards.memory_gb) as pool:
             if samples is None:
                 await stop.guard(check_rewards(setup, pool))
             async with contextlib.aclosing(choose_backend(setup, run, replay=samples is not None)) as backend:

@@ -1,13 +1,13 @@
 """Bytes of a run, from a model's shapes alone: what learner and server hold, and on which device.
 
-Pure arithmetic over what is known before anything starts. The larger terms are exact (parameters, optimizer, KV cache);
-activations are what torch was seen to keep for the backward pass of a Llama layer, the rest is rounded up from sources.
+Parameters, optimizer and KV cache are exact; activations are what torch was seen to keep for the backward pass of a
+Llama layer; the rest is rounded up from sources.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,18 @@ from rl.config import Config
 from rl.presets import resolve_objective
 from rollout.server.hardware import Hardware
 
-GB = 1e9
-GIB = 2**30
-ITEM = {"float32": 4, "bfloat16": 2}
-"""Bytes of a number."""
-
-SHAPES = Path(__file__).parent.parent / "configs" / "models"
-"""Directories with a config.json for models that are not on this machine."""
-
+GB, GIB = 1e9, 2**30
+ITEM = {"float32": 4, "bfloat16": 2}  # bytes of a number
+SHAPES = Path(__file__).parent.parent / "configs" / "models"  # a config.json each for models that are not here
 LOGIT_COPIES = 5  # of them: logits, divided by the temperature, log-softmax, and two for the entropy or the gradients
 CUDA_CONTEXT = 0.6 * GB  # a process's own memory on a GPU before its first tensor
 SERVER_TOKENS, SERVER_SEQUENCES = 8192, 256  # tokens in an engine step at most, sequences decoded together
 RESERVE = 0.05  # share of a GPU that is left free: fragments of torch's allocator, the push of one tensor
 
-TRAINED = "learner: trained parameters in fp32"
-GRADIENTS = "learner: their gradients"
 ADAMW = "learner: AdamW's two moments of each"
-FROZEN = "learner: frozen parameters"
-CASTS = "learner: copies of the parameters in bfloat16"
 REFERENCE = "learner: reference for the KL"
 ACTIVATIONS = "learner: activations of a micro-batch"
-LOGITS = "learner: output head and logits in fp32"
-CONTEXT = "learner: CUDA context"
 SERVED = "server: weights"
-WORK = "server: CUDA context, activations, logits"
 KV_CACHE = "server: KV cache"
 PUSHED = "weights on their way to the server"
 SPARE = "left free"
@@ -51,75 +39,51 @@ REMEDIES = {
     ACTIVATIONS: "lower train.tokens_per_microbatch or set train.gradient_checkpointing=true",
     KV_CACHE: "lower server.kv_cache_gb or rollout.max_tokens",
 }
-"""What to change where an item is the largest of those that don't fit; a smaller model, for those that are not here."""
+"""What to change where an item is the largest of those that don't fit; a smaller model for all others."""
 
 
 @dataclass(frozen=True)
 class Shapes:
     """What the formulas need to know about a model."""
 
+    config: Any  # transformers' own, of the text model, with a head_dim
     parameters: int  # a tied head counts once
-    adapters: int  # parameters of LoRA's A and B; 0 without
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    head_norms: bool  # queries and keys are normalised (Qwen3)
+    adapters: int = 0  # parameters of LoRA's A and B
+    head_norms: bool = False  # queries and keys are normalised (Qwen3)
 
     @classmethod
     def of(cls, config: Config) -> Shapes:
         """Of a configuration's model and adapters. Raises BadInput where the shapes are nowhere to be found."""
-        from rl.model import adapted_layers, load_config
+        from rl.model import adapted_layers
 
-        path = str(shapes_path(config.model.path))
-        c, model, lora = load_config(path).get_text_config(), _skeleton(path), config.model.lora
-        targets = {} if lora is None else adapted_layers(model, lora)
+        path, lora = str(shapes_path(config.model.path)), config.model.lora
+        model = _skeleton(path)
+        adapted = adapted_layers(model, lora).values() if lora else ()
         return cls(
+            config=model.config.get_text_config(),
             parameters=count_parameters(path),
-            adapters=sum(lora.rank * (m.in_features + m.out_features) for m in targets.values()) if lora else 0,
-            layers=c.num_hidden_layers,
-            hidden=c.hidden_size,
-            intermediate=c.intermediate_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads,
-            head_dim=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
-            vocab=c.vocab_size,
+            adapters=sum(lora.rank * (m.in_features + m.out_features) for m in adapted) if lora else 0,
             head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
         )
 
 
 @dataclass
 class Place:
-    """One device and what lies on it, in bytes."""
+    """One device and what lies on it, in bytes; its capacity is infinite where it is not known."""
 
     name: str
-    capacity: float  # math.inf where it is not known
-    larger: str = ""  # the way to a larger one
-    items: dict[str, float] = field(default_factory=dict)
+    capacity: float
+    items: dict[str, float]
 
     @property
     def needed(self) -> float:
         """Bytes of all items."""
         return sum(self.items.values())
 
-    def check(self) -> None:
-        """BadInput, naming the largest item and what to change, where the items don't fit."""
-        if self.needed <= self.capacity:
-            return
-        item = max(self.items.keys() - {SPARE}, key=lambda name: (self.items[name], name))
-        remedy = REMEDIES.get(item, "use a smaller model.path")
-        raise BadInput(
-            f"{self.name} has {self.capacity / GB:.1f} GB and {self.needed / GB:.1f} GB would lie there, most of it "
-            f"{item}, {self.items[item] / GB:.1f} GB: {remedy}, or {self.larger}"
-        )
-
 
 @dataclass(frozen=True)
 class Placement:
-    """Who runs where. Without a GPU all lies in this machine's memory."""
+    """Who runs where."""
 
     places: list[Place]
     server_gpus: tuple[int, ...] = ()  # indices into Hardware.gpus
@@ -127,9 +91,15 @@ class Placement:
     kv_tokens: int = 0  # that the server's cache holds
 
     def check(self) -> None:
-        """BadInput where something doesn't fit."""
-        for each in self.places:
-            each.check()
+        """BadInput, naming the largest item and what to change, where something doesn't fit."""
+        for place in self.places:
+            if place.needed > place.capacity:
+                size, item = max((size, item) for item, size in place.items.items() if item != SPARE)
+                raise BadInput(
+                    f"{place.name} has {place.capacity / GB:.1f} GB and {place.needed / GB:.1f} GB would lie there, "
+                    f"most of it {item}, {size / GB:.1f} GB: {REMEDIES.get(item, 'use a smaller model.path')}, or a "
+                    "device with more memory"
+                )
 
 
 def shapes_path(path: str) -> Path:
@@ -137,12 +107,10 @@ def shapes_path(path: str) -> Path:
 
     What a name adds to the model's (-Instruct, -Base) changes no shape. Raises BadInput.
     """
-    if Path(path).is_dir():
-        return Path(path)
     name = Path(path).name
-    for known in (name, name.removesuffix("-Instruct").removesuffix("-Base")):
-        if (SHAPES / known / "config.json").is_file():
-            return SHAPES / known
+    for directory in (Path(path), SHAPES / name, SHAPES / name.removesuffix("-Instruct").removesuffix("-Base")):
+        if directory.is_dir():
+            return directory
     raise BadInput(
         f"model.path={path} is no local directory, and configs/models/{name}/config.json, which would give its shapes, "
         "is not there; put the model's config.json there or name a local directory"
@@ -157,18 +125,22 @@ def _skeleton(path: str) -> Any:
 
     from rl.model import load_config
 
+    config = load_config(path)
+    text = config.get_text_config()
+    text.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(path))
+        return AutoModelForCausalLM.from_config(config)
 
 
 def count_parameters(path: str) -> int:
     """Parameters of a model directory, from its config alone; a tied head counts once."""
-    return sum(math.prod(p.shape) for p in _skeleton(path).parameters())
+    return sum(p.numel() for p in _skeleton(path).parameters())
 
 
 def kv_bytes_per_token(shapes: Shapes, dtype: str) -> int:
-    """Keys and values of one token in all layers: 2 x layers x KV heads x head size numbers."""
-    return 2 * shapes.layers * shapes.kv_heads * shapes.head_dim * ITEM[dtype]
+    """Keys and values of one token in all layers."""
+    c = shapes.config
+    return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * ITEM[dtype]
 
 
 def activation_bytes(shapes: Shapes, tokens: int, dtype: str, *, lora: bool, checkpointing: bool) -> float:
@@ -179,89 +151,64 @@ def activation_bytes(shapes: Shapes, tokens: int, dtype: str, *, lora: bool, che
     vector for the two norms, their inputs and the residual stream in fp32; 8 less under LoRA, whose norms are frozen.
     With checkpointing only each layer's input is kept, and one layer is recomputed at a time.
     """
-    b = ITEM[dtype]
-    query, key = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
+    b, c = ITEM[dtype], shapes.config
+    query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     norms = 8 * (query + key) if shapes.head_norms else 0
     stream = (24 if b == 4 else 26) - (8 if lora else 0)
-    layer = stream * shapes.hidden + 4 * b * shapes.intermediate + 3 * b * query + 2 * b * key + norms
-    kept = (b if lora else 4) * shapes.hidden if checkpointing else layer
-    return float(tokens * (shapes.layers * kept + (2 if checkpointing else 1) * layer))
+    layer = stream * c.hidden_size + 4 * b * c.intermediate_size + 3 * b * query + 2 * b * key + norms
+    kept = (b if lora else 4) * c.hidden_size if checkpointing else layer
+    return float(tokens * (c.num_hidden_layers * kept + (2 if checkpointing else 1) * layer))
 
 
 def logits_bytes(shapes: Shapes, tokens: int) -> float:
     """The chunk of logits that exists at once, with its copies, and the head's weights in fp32."""
     from rl.logprobs import CHUNK_ELEMENTS
 
-    chunk = min(tokens * shapes.vocab, max(CHUNK_ELEMENTS, shapes.vocab))
-    return 4.0 * (LOGIT_COPIES * chunk + shapes.vocab * shapes.hidden)
-
-
-def microbatch_tokens(config: Config, context: int) -> int:
-    """Tokens of the largest micro-batch: as many as are allowed and there are, and at least one whole chain."""
-    rollout = config.rollout
-    return max(context, min(config.train.tokens_per_microbatch, rollout.problems * rollout.group_size * context))
+    vocab = shapes.config.vocab_size
+    chunk = min(tokens * vocab, max(CHUNK_ELEMENTS, vocab))
+    return 4.0 * (LOGIT_COPIES * chunk + vocab * shapes.config.hidden_size)
 
 
 def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, float]:
-    """What the learner holds at its largest, by item."""
-    train, dtype, lora = config.train, config.model.dtype, config.model.lora is not None
-    reference = resolve_objective(config.algorithm, config.objective).needs_reference and not lora
-    tokens, n = microbatch_tokens(config, context), shapes.parameters
+    """What the learner holds at its largest, by item. `context`: tokens of the longest chain."""
+    rollout, train, dtype = config.rollout, config.train, config.model.dtype
+    lora, n = config.model.lora is not None, shapes.parameters
     trained = shapes.adapters if lora else n
+    reference = resolve_objective(config.algorithm, config.objective).needs_reference and not lora
+    # A micro-batch has as many tokens as are allowed and there are, and at least one whole chain.
+    tokens = max(context, min(train.tokens_per_microbatch, rollout.problems * rollout.group_size * context))
     return {
-        TRAINED: 4.0 * trained,
-        GRADIENTS: 4.0 * trained,
+        "learner: trained parameters in fp32": 4.0 * trained,
+        "learner: their gradients": 4.0 * trained,
         ADAMW: 8.0 * trained,
-        FROZEN: float(ITEM[dtype] * n if lora else 0),
-        CASTS: 2.0 * n if dtype == "bfloat16" and not lora else 0.0,
+        "learner: frozen parameters": float(ITEM[dtype] * n if lora else 0),
+        "learner: copies of the parameters in bfloat16": 2.0 * n if dtype == "bfloat16" and not lora else 0.0,
         REFERENCE: 4.0 * n if reference else 0.0,
         ACTIVATIONS: activation_bytes(shapes, tokens, dtype, lora=lora, checkpointing=train.gradient_checkpointing),
-        LOGITS: logits_bytes(shapes, tokens),
+        "learner: output head and logits in fp32": logits_bytes(shapes, tokens),
     }
-
-
-def server_work_bytes(shapes: Shapes, dtype: str) -> float:
-    """What vLLM needs on a GPU beside weights and cache: an engine step's activations, its logits, its context."""
-    step = SERVER_TOKENS * ITEM[dtype] * (3 * shapes.intermediate + 4 * shapes.hidden)
-    return CUDA_CONTEXT + step + 3.0 * 4 * SERVER_SEQUENCES * shapes.vocab
 
 
 def place(config: Config, hardware: Hardware, context: int) -> Placement:
-    """Who runs where, whether or not it fits. `context`: tokens of the longest chain.
+    """Who runs where, whether or not it fits: the learner on GPU 0, or in this machine's memory where there is none.
 
-    Raises BadInput where the model's shapes are unknown, or a GPU is asked for that isn't there.
+    `context`: tokens of the longest chain. Raises BadInput where the shapes are unknown or a GPU isn't there.
     """
-    shapes = Shapes.of(config)
-    return (_on_gpus if hardware.gpus else _in_memory)(config, shapes, hardware, context)
-
-
-def _in_memory(config: Config, shapes: Shapes, hardware: Hardware, context: int) -> Placement:
-    held = ITEM[config.model.dtype] * shapes.parameters
-    served = config.sampler == "vllm" and not config.rollout.servers
-    cache_bytes = config.server.kv_cache_gb * GIB if served else 0.0
-    items = learner_bytes(shapes, config, context) | {
-        SERVED if served else "sampler: weights": 0.0 if config.rollout.servers else float(held),
-        PUSHED: float(held) if config.sampler == "vllm" else 0.0,
-        KV_CACHE: cache_bytes,
-    }
-    machine = Place("this machine's memory", hardware.memory_gb * GIB, "a larger machine", items)
-    return Placement(
-        [machine], serving_gpus(config, 0), kv_tokens=int(cache_bytes // kv_bytes_per_token(shapes, config.model.dtype))
-    )
-
-
-def _on_gpus(config: Config, shapes: Shapes, hardware: Hardware, context: int) -> Placement:
-    served = config.sampler == "vllm" and not config.rollout.servers
+    shapes, vllm = Shapes.of(config), config.sampler == "vllm"
+    served = vllm and not config.rollout.servers
+    learner, weights = learner_bytes(shapes, config, context), float(ITEM[config.model.dtype] * shapes.parameters)
     serving = serving_gpus(config, len(hardware.gpus)) if served else ()
-    larger = "a larger GPU (hardware.gpu_memory_gb)"
-    places = [Place(f"GPU {i}", gpu.memory_gb * GIB, larger) for i, gpu in enumerate(hardware.gpus)]
-    places[0].items |= learner_bytes(shapes, config, context) | {CONTEXT: CUDA_CONTEXT}
-    share, tokens = None, 0
-    if serving:
-        share, tokens = _add_server(places[serving[0]], config, shapes, context)
-    if config.sampler == "vllm":
-        pushed = float(ITEM[config.model.dtype] * shapes.parameters)
-        places.append(Place(f"host memory, {config.sync.dir}", math.inf, items={PUSHED: pushed}))
+    if not hardware.gpus:
+        kv_cache = config.server.kv_cache_gb * GIB if served else 0.0
+        sampler = {SERVED: weights, KV_CACHE: kv_cache} if served else {"sampler: weights": 0.0 if vllm else weights}
+        items = learner | sampler | {PUSHED: weights if vllm else 0.0}
+        machine = Place("this machine's memory", hardware.memory_gb * GIB, items)
+        return Placement([machine], kv_tokens=int(kv_cache // kv_bytes_per_token(shapes, config.model.dtype)))
+    places = [Place(f"GPU {i}", gpu.memory_gb * GIB, {}) for i, gpu in enumerate(hardware.gpus)]
+    places[0].items = learner | {"learner: CUDA context": CUDA_CONTEXT}
+    share, tokens = _add_server(places[serving[0]], config, shapes, context) if serving else (None, 0)
+    if vllm:
+        places.append(Place(f"host memory, {config.sync.dir}", math.inf, {PUSHED: weights}))
     return Placement(places, serving, share, tokens)
 
 
@@ -270,32 +217,32 @@ def _add_server(gpu: Place, config: Config, shapes: Shapes, context: int) -> tup
 
     With a learner there it gets what the learner leaves, less a reserve. A chain of full length must fit its cache.
     """
-    dtype, colocate = config.model.dtype, config.rollout.colocate
-    own = {SERVED: float(ITEM[dtype] * shapes.parameters), WORK: server_work_bytes(shapes, dtype)}
+    c, item, colocate = shapes.config, ITEM[config.model.dtype], config.rollout.colocate
+    step = SERVER_TOKENS * item * (3 * c.intermediate_size + 4 * c.hidden_size)
+    work = CUDA_CONTEXT + step + 3.0 * 4 * SERVER_SEQUENCES * c.vocab_size
+    own = {SERVED: float(item * shapes.parameters), "server: CUDA context, activations, logits": work}
     rest = 1 - RESERVE - gpu.needed / gpu.capacity
     share = max(0, math.floor(100 * rest)) / 100 if colocate else config.server.gpu_memory_utilization
-    room, token = share * gpu.capacity - sum(own.values()), kv_bytes_per_token(shapes, dtype)
+    room, token = max(0.0, share * gpu.capacity - sum(own.values())), kv_bytes_per_token(shapes, config.model.dtype)
     gpu.items |= own | {KV_CACHE: max(room, float(token * context))}
     if colocate:
         gpu.items[SPARE] = max(gpu.capacity * RESERVE, gpu.capacity - gpu.needed)
-    return share, int(max(0.0, room) // token)
+    return share, int(room // token)
 
 
 def serving_gpus(config: Config, count: int) -> tuple[int, ...]:
     """Indices of the GPUs that serve: the learner's own (0) with rollout.colocate, else rollout.gpus (default [1]).
 
-    Of none, none. Raises BadInput where there are too few.
+    Of none, none. Raises BadInput where that one isn't there, or is the learner's.
     """
-    rollout = config.rollout
-    if count == 0 and not rollout.gpus:
+    if count == 0 and not config.rollout.gpus:
         return ()
-    if rollout.colocate:
+    if config.rollout.colocate:
         return (0,)
-    wanted = tuple(rollout.gpus or [1])
-    if count == 1:
-        raise BadInput("one GPU for server and learner: set rollout.colocate=true, so that they share it")
-    if wanted == (0,):
-        raise BadInput("rollout.gpus=[0]: the learner runs on GPU 0; name another, or set rollout.colocate=true")
-    if wanted[0] >= count:
-        raise BadInput(f"rollout.gpus={list(wanted)}: there are {count} GPUs, numbered from 0")
-    return wanted
+    (gpu,) = config.rollout.gpus or [1]
+    if gpu == 0 or gpu >= count:
+        raise BadInput(
+            f"rollout.gpus=[{gpu}]: there are {count} GPUs, numbered from 0, and the learner runs on GPU 0; name "
+            "another, or set rollout.colocate=true, so that they share it"
+        )
+    return (gpu,)

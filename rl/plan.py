@@ -12,12 +12,11 @@ from rich.table import Column, Table
 from rewards.types import Prompt
 from rl.build import Setup, examine, load_template
 from rl.config import Config
-from rl.memory import GB, Place, Placement, Shapes, place
+from rl.memory import GB, Placement, Shapes, place
 from rollout.prompt import Template
 from rollout.server.hardware import probe, stated_hardware
 
-MARKUP = 64
-"""Tokens that a chat template and a forced close may add to a chain whose tokenizer is not here."""
+MARKUP = 64  # tokens that a chat template and a forced close may add to a chain whose tokenizer is not here
 
 
 def print_plan(config: Config) -> None:
@@ -75,17 +74,14 @@ def _memory(setup: Setup, placement: Placement) -> list[tuple[str, str, str]]:
     for each in placement.places:
         items = {name: size for name, size in each.items.items() if size} or {"idle": 0.0}
         rows += [(each.name if i == 0 else "", name, _gb(size)) for i, (name, size) in enumerate(items.items())]
-        rows.append(("", "together", _total(each)))
+        room = "" if math.isinf(each.capacity) else f" of {_gb(each.capacity)}"
+        rows.append(("", "together", _gb(each.needed) + room))
     if placement.kv_tokens:
         chains = placement.kv_tokens / setup.context
         rows.append(("", "KV cache", f"{placement.kv_tokens:,} tokens: {chains:,.0f} chains of full length at once"))
     if placement.server_share is not None:
         rows.append(("", "--gpu-memory-utilization", f"{placement.server_share:g}"))
     return rows
-
-
-def _total(each: Place) -> str:
-    return _gb(each.needed) + ("" if math.isinf(each.capacity) else f" of {_gb(each.capacity)}")
 
 
 def _gb(size: float) -> str:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaConfig
 
 from rewards.errors import BadInput
 from rl.attention import VarlenPlan
@@ -19,14 +20,10 @@ from rl.config import Config, LoraConfig, parse_config
 from rl.memory import (
     ACTIVATIONS,
     ADAMW,
-    CASTS,
-    FROZEN,
-    GRADIENTS,
     KV_CACHE,
     REFERENCE,
     SERVED,
     SPARE,
-    TRAINED,
     Placement,
     Shapes,
     activation_bytes,
@@ -34,7 +31,6 @@ from rl.memory import (
     kv_bytes_per_token,
     learner_bytes,
     logits_bytes,
-    microbatch_tokens,
     place,
     shapes_path,
 )
@@ -46,9 +42,18 @@ from tests.rl.chains import small_model
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
 CARD = Hardware(cores=16, memory_gb=64.0, gpus=(Gpu("as stated", 24.0),))
 TWO = replace(CARD, gpus=CARD.gpus * 2)
-SMALL = Shapes(
-    1000, 0, layers=2, hidden=8, intermediate=16, heads=2, kv_heads=1, head_dim=4, vocab=32, head_norms=False
-)
+
+
+def llama(vocab: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads,
+    )  # fmt: skip
+
+
+SMALL = Shapes(llama(32, 8, 16, layers=2, heads=2, kv_heads=1), parameters=1000)
+TRAINED, GRADIENTS = "learner: trained parameters in fp32", "learner: their gradients"
+FROZEN, CASTS = "learner: frozen parameters", "learner: copies of the parameters in bfloat16"
 
 
 def config(lora: dict[str, Any] | None = None, dtype: str = "bfloat16", path: str = QWEN, **sections: Any) -> Config:
@@ -134,10 +139,9 @@ def kept_by_torch(arch: str, dtype: str, layers: int, lora: bool, checkpointing:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_what_torch_keeps(arch: str, dtype: str, lora: bool, checkpointing: bool) -> None:
     """For two layers more, so that what is kept once in a model falls out."""
-    shapes = Shapes(0, 0, 1, 64, 160, heads=4, kv_heads=2, head_dim=16, vocab=32, head_norms=arch == "qwen3")
-    one, three = (
-        activation_bytes(replace(shapes, layers=n), 512, dtype, lora=lora, checkpointing=checkpointing) for n in (1, 3)
-    )
+    configs = [llama(32, 64, 160, n, heads=4, kv_heads=2) for n in (1, 3)]
+    shapes = [Shapes(c, parameters=0, head_norms=arch == "qwen3") for c in configs]
+    one, three = (activation_bytes(s, 512, dtype, lora=lora, checkpointing=checkpointing) for s in shapes)
     kept = kept_by_torch(arch, dtype, 3, lora, checkpointing) - kept_by_torch(arch, dtype, 1, lora, checkpointing)
     assert three - one == pytest.approx(kept, rel=0.1)
 
@@ -161,7 +165,7 @@ def test_a_shared_card_holds_lora_and_not_full_training() -> None:
 @pytest.mark.parametrize(
     ("memory", "train", "words"),
     [
-        (1.0, {}, "server: weights, 3.1 GB: use a smaller model.path, or a larger GPU"),
+        (1.0, {}, "server: weights, 3.1 GB: use a smaller model.path, or a device with more memory"),
         (24.0, {"gradient_checkpointing": False}, "activations of a micro-batch.*lower train.tokens_per_microbatch"),
     ],
 )
@@ -182,7 +186,7 @@ def test_two_gpus_are_the_learners_and_the_servers() -> None:
 @pytest.mark.parametrize(
     ("hardware", "rollout", "words"),
     [
-        (CARD, {"colocate": False}, "one GPU for server and learner: set rollout.colocate=true"),
+        (CARD, {"colocate": False}, r"there are 1 GPUs.*set rollout.colocate=true"),
         (TWO, {"gpus": [0]}, "the learner runs on GPU 0"),
         (TWO, {"gpus": [2]}, r"rollout.gpus=\[2\]: there are 2 GPUs"),
         (replace(CARD, gpus=()), {"colocate": False, "gpus": [1]}, r"rollout.gpus=\[1\]: there are 0 GPUs"),
@@ -208,7 +212,7 @@ def test_shapes_of_a_real_directory_are_those_of_its_model(tmp_path: Path) -> No
     assert shapes.parameters == sum(p.numel() for p in model.parameters())
     add_adapter(model, LoraConfig(**lora), 0, "base")
     assert shapes.adapters == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert (shapes.heads, shapes.kv_heads, shapes.head_dim, shapes.head_norms) == (2, 2, 64, True)
+    assert (shapes.config.head_dim, shapes.head_norms) == (64, True)
 
 
 def test_a_model_without_shapes_is_refused_by_name() -> None:
@@ -227,6 +231,6 @@ def test_more_tokens_never_take_less(tokens: int, dtype: str, lora: bool) -> Non
 
 def test_a_micro_batch_is_no_larger_than_a_step_and_no_smaller_than_a_chain() -> None:
     few = config(rollout={"problems": 2, "group_size": 2})
-    assert microbatch_tokens(few, 100) == 400
-    assert microbatch_tokens(few, 5000) == 16384
-    assert microbatch_tokens(few, 20000) == 20000
+    for context, tokens in ((100, 400), (5000, 16384), (20000, 20000)):
+        wanted = activation_bytes(SMALL, tokens, "bfloat16", lora=False, checkpointing=False)
+        assert learner_bytes(SMALL, few, context)[ACTIVATIONS] == wanted
