@@ -6,21 +6,21 @@ import asyncio
 import json
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from rewards.errors import BadInput
+from rewards.types import Problem, Score, Split
 from rl.exits import CheckFailed
 
 if TYPE_CHECKING:
     from rewards.tasks import Task
-    from rewards.types import Problem, Score, Split
 
-T = TypeVar("T")
+SplitName = StrEnum("SplitName", ["train", "val", "test"])
 
 tasks_app = typer.Typer(help="List, sample and check problem sources.", no_args_is_help=True)
 rewards_app = typer.Typer(help="List, try and check rewards.", no_args_is_help=True)
@@ -29,14 +29,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Limit = Annotated[float, typer.Option("--time-limit", min=0.01, help="seconds an item may take")]
 Workers = Annotated[int, typer.Option(min=1, help="worker processes")]
 TaskName = Annotated[str, typer.Argument(help="NAME, 'NAME?numbers=3' or path.jsonl")]
-
-
-class SplitName(StrEnum):
-    """What --split takes."""
-
-    train = "train"
-    val = "val"
-    test = "test"
 
 
 @tasks_app.command("list", epilog="Example: ponder tasks list --json")
@@ -66,18 +58,14 @@ def tasks_sample(
     """Show problems as a run with this seed would draw them."""
     from rewards.tasks import load_task
 
-    task = load_task(name, seed)
-    size = task.size(split.value)
-    problems = [
-        task.problem(index, split.value) for index in range(count if size is None else min(count, max(1, size)))
-    ]
+    task, which = load_task(name, seed), cast(Split, split.value)
+    size = task.size(which)
+    problems = [task.problem(index, which) for index in range(count if size is None else min(count, max(1, size)))]
     if as_json:
         print(json.dumps([asdict(problem) for problem in problems], indent=1))
         return
-    for problem in problems:
-        print(
-            f"{problem.id}  (difficulty {problem.difficulty:g})\n  prompt: {_text(problem)}\n  answer: {problem.answer}"
-        )
+    for p in problems:
+        print(f"{p.id}  (difficulty {p.difficulty:g})\n  prompt: {p.prompt}\n  answer: {p.answer}")
 
 
 @tasks_app.command("check", epilog="Example: ponder tasks check mine.jsonl -n 200")
@@ -89,36 +77,25 @@ def tasks_check(
     workers: Workers = 2,
 ) -> None:
     """Check that every gold answer is scored correct; exit 1 when one is not."""
-    from rewards.pool import RewardPool
     from rewards.tasks import load_task
 
     task = load_task(name, seed)
-    problems = list(_first(task, count))
+    problems = _first(task, count)
 
     async def run() -> list[tuple[Score, float]]:
-        async with RewardPool(workers, time_limit) as pool:
-            for spec in task.rewards:
-                await pool.load(spec)
-            tries = (pool.timed(problem.id, task.gold(problem), problem) for problem in problems)
-            return [
-                result
-                async for result in _in_order(
-                    _tracked(tries, "checking", len(problems), sys.stderr.isatty()), 8 * workers
-                )
-            ]
+        tries = [(problem.id, task.gold(problem), problem) for problem in problems]
+        return [scored async for scored in _judge(tries, task.rewards, sys.stderr.isatty(), time_limit, workers)]
 
     results = asyncio.run(run())
-    wrong = 0
     for problem, (score, _) in zip(problems, results, strict=True):
         if not score.correct:
-            wrong += 1
             print(f"{problem.id}: gold {task.gold(problem)[:80]!r} is {score.status}: {score.detail or 'no reason'}")
-    mean = sum(seconds for _, seconds in results) / len(results)
-    right = len(results) - wrong
-    print(f"{name}: {right} of {len(results)} gold answers are correct ({right / len(results):.1%}), {mean:.4f} s each")
-    if hasattr(task, "dropped") and task.dropped:
-        print(f"{name}: {task.dropped} rows dropped, since their content is held out in another split")
-    if wrong:
+    count, right = len(results), sum(score.correct for score, _ in results)
+    mean = sum(seconds for _, seconds in results) / count
+    print(f"{name}: {right} of {count} gold answers are correct ({right / count:.1%}), {mean:.4f} s each")
+    if dropped := getattr(task, "dropped", 0):
+        print(f"{name}: {dropped} rows dropped, since their content is held out in another split")
+    if right < count:
         raise CheckFailed(name)
 
 
@@ -144,20 +121,15 @@ def rewards_score(
     workers: Workers = 2,
 ) -> None:
     """Score responses: JSONL {response, answer, id?, prompt?, …} on stdin, a JSON line for each on stdout, in order."""
-    from rewards.pool import RewardPool
-
-    items = [_item(number, line) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip()]
     spec = _spec(reward)
+    tries = [_try(number, line, spec) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip()]
+    shown = sys.stderr.isatty() and not sys.stdout.isatty()  # never among the results
 
     async def run() -> None:
-        async with RewardPool(workers, time_limit, memory_gb) as pool:
-            await pool.load(spec)
-            tries = (pool.timed("", item.response, item.problem, spec, item.truncated) for item in items)
-            shown = sys.stderr.isatty() and not sys.stdout.isatty()  # never among the results
-            results = _in_order(_tracked(tries, "scoring", len(items), shown), 8 * workers)
-            for item in items:
-                score, seconds = await anext(results)
-                print(json.dumps(_line(item.id, score, seconds)), flush=True)
+        async for score, seconds in _judge(tries, [spec], shown, time_limit, workers, memory_gb):
+            row = {"id": score.id, "score": score.value, "correct": score.correct, "status": score.status,
+                   "parts": score.parts, "detail": score.detail, "seconds": round(seconds, 6)}  # fmt: skip
+            print(json.dumps(row), flush=True)
 
     asyncio.run(run())
 
@@ -173,36 +145,23 @@ def rewards_check(
     from rich.table import Table
 
     spec = _spec(reward)
-    rows = asyncio.run(_probe(spec, task, time_limit))
+    problem, gold, must_accept = _probe_problem(spec, task)
+
+    async def run() -> list[tuple[Score, float]]:
+        tries = [(name, response, problem, spec) for name, response in {GOLD: gold, **HOSTILE}.items()]
+        return [scored async for scored in _judge(tries, [spec], False, time_limit)]
+
+    results = asyncio.run(run())
+    complaints = [_complaint(score, must_accept) for score, _ in results]
     table = Table("response", "status", "score", "seconds", "verdict", title=f"reward {reward}")
-    for row in rows:
-        table.add_row(row.name, row.score.status, str(row.score.value), f"{row.seconds:.3f}", row.complaint or "good")
+    for (score, seconds), complaint in zip(results, complaints, strict=True):
+        table.add_row(score.id, score.status, str(score.value), f"{seconds:.3f}", complaint or "good")
     Console().print(table)
-    for row in rows:
-        if row.score.detail:
-            print(f"{row.name}: {row.score.detail}")
-    if any(row.complaint for row in rows):
+    for score, _ in results:
+        if score.detail:
+            print(f"{score.id}: {score.detail}")
+    if any(complaints):
         raise CheckFailed(reward)
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One line of `rewards score`."""
-
-    id: Any  # as it came
-    response: str
-    problem: Problem
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class _Probed:
-    """One row of `rewards check`."""
-
-    name: str
-    score: Score
-    seconds: float
-    complaint: str
 
 
 GOLD = "gold answer"
@@ -221,24 +180,11 @@ HOSTILE = {
 }
 
 
-async def _probe(spec: Any, task: str | None, time_limit: float) -> list[_Probed]:
-    from rewards.pool import RewardPool
-
-    problem, gold, must_accept = _probe_problem(spec, task)
-    rows = []
-    async with RewardPool(1, time_limit) as pool:
-        await pool.load(spec)
-        for name, response in {GOLD: gold, **HOSTILE}.items():
-            score, seconds = await pool.timed(name, response, problem, spec)
-            rows.append(_Probed(name, score, seconds, _complaint(score, name == GOLD, must_accept)))
-    return rows
-
-
-def _complaint(score: Score, is_gold: bool, must_accept: bool) -> str:
-    """What is wrong with a verdict, empty where nothing is."""
+def _complaint(score: Score, must_accept: bool) -> str:
+    """What is wrong with the verdict on the response `score.id`, empty where nothing is."""
     if score.status == "error":
         return "no verdict"
-    if not is_gold:
+    if score.id != GOLD:
         return "accepts no answer" if score.correct else ""
     if score.status == "rejected":
         return "gold hits a limit"
@@ -248,7 +194,6 @@ def _complaint(score: Score, is_gold: bool, must_accept: bool) -> str:
 def _probe_problem(spec: Any, task: str | None) -> tuple[Problem, str, bool]:
     """A problem to probe with, its gold answer, and whether the reward must accept it."""
     from rewards.tasks import GENERATORS, load_task
-    from rewards.types import Problem
 
     name = task or next((kind.base for kind in GENERATORS.values() if kind.reward == spec), None)
     if name is None:
@@ -268,71 +213,48 @@ def _spec(text: str) -> Any:
         raise BadInput(f'--reward {text!r} is not JSON ({error}); write \'{{"use": …, "args": {{…}}}}\'') from None
 
 
-def _item(number: int, line: bytes) -> _Item:
+def _try(number: int, line: bytes, spec: Any) -> tuple[Any, ...]:
+    """One line of `rewards score` as the arguments of pool.timed; the id comes back as it came."""
     from rewards.tasks.jsonl import parse_object
-    from rewards.types import Problem
 
     row = parse_object(f"stdin, line {number}", line)
-    if not isinstance(row.get("response"), str):
+    id, response, truncated = row.pop("id", None), row.pop("response", None), bool(row.pop("truncated", False))
+    if not isinstance(response, str):
         raise BadInput(f"stdin, line {number}: no text 'response'; each line is {{response, answer, …}}")
-    taken = ("response", "id", "prompt", "answer", "truncated")
-    problem = Problem(
-        id=str(row.get("id", number)),
-        task="stdin",
-        prompt=row.get("prompt") or "",
-        answer=row.get("answer"),
-        key=str(number),
-        meta={name: value for name, value in row.items() if name not in taken},
-    )
-    return _Item(row.get("id"), row["response"], problem, bool(row.get("truncated")))
+    prompt, answer = row.pop("prompt", None) or "", row.pop("answer", None)
+    problem = Problem(str(number if id is None else id), "stdin", prompt, answer, key=str(number), meta=row)
+    return id, response, problem, spec, truncated
 
 
-def _line(id: Any, score: Score, seconds: float) -> dict[str, Any]:
-    return {
-        "id": id,
-        "score": score.value,
-        "correct": score.correct,
-        "status": score.status,
-        "parts": score.parts,
-        "detail": score.detail,
-        "seconds": round(seconds, 6),
-    }
-
-
-def _first(task: Task, count: int) -> Iterator[Problem]:
+def _first(task: Task, count: int) -> list[Problem]:
     """The first problems of every split of a file, or of train where they never end."""
-    splits: tuple[Split, ...] = ("train", "val", "test")
-    for split in splits:
-        size = task.size(split)
-        if size is None:
-            yield from (task.problem(index, split) for index in range(count))
-            return
-        yield from (task.problem(index, split) for index in range(min(count, size)))
+    if task.size("train") is None:
+        return [task.problem(index, "train") for index in range(count)]
+    return [task.problem(i, split) for split in get_args(Split) for i in range(min(count, task.size(split) or 0))]
 
 
-def _text(problem: Problem) -> str:
-    return problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt)
-
-
-async def _in_order(coroutines: Iterator[Coroutine[Any, Any, T]], width: int) -> AsyncIterator[T]:
-    """Results in the order of the coroutines, of which `width` run at a time."""
-    pending: deque[asyncio.Task[T]] = deque()
-    try:
-        for coroutine in coroutines:
-            pending.append(asyncio.create_task(coroutine))
-            if len(pending) == width:
-                yield await pending.popleft()
-        while pending:
-            yield await pending.popleft()
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-
-
-def _tracked(items: Iterator[T], what: str, total: int, shown: bool) -> Iterator[T]:
-    """The items, with a progress bar on stderr."""
+async def _judge(
+    tries: Sequence[Any], specs: Sequence[Any], shown: bool, time_limit: float, workers: int = 1, memory_gb: float = 1.0
+) -> AsyncIterator[tuple[Score, float]]:
+    """Verdicts with seconds, in the order of the tries (arguments of pool.timed), behind a bar on stderr if `shown`."""
     from rich.console import Console
     from rich.progress import track
 
-    return iter(track(items, what, total, console=Console(stderr=True), transient=True, disable=not shown))
+    from rewards.pool import RewardPool
+
+    bar = track(tries, "scoring", console=Console(stderr=True), transient=True, disable=not shown)
+    pending: deque[asyncio.Task[tuple[Score, float]]] = deque()
+    async with RewardPool(workers, time_limit, memory_gb) as pool:
+        try:
+            for spec in specs:
+                await pool.load(spec)
+            for arguments in bar:
+                pending.append(asyncio.create_task(pool.timed(*arguments)))
+                if len(pending) == 8 * workers:
+                    yield await pending.popleft()
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
