@@ -1,7 +1,7 @@
 """Checkpoints: a directory that plain transformers and vLLM load, plus the trainer's state; atomic and checksummed.
 
 checkpoints/step-N/   config.json, model.safetensors, tokenizer files   the policy
-                      trainer/state.safetensors, trainer/state.json     optimizer tensors and everything else
+                      trainer/state.safetensors                         the learner's tensors; metadata: the fingerprint
                       manifest.json                                     sha256 and size of each file, written last
 
 trainer/ is a directory of its own since vLLM loads every *.safetensors that it finds beside config.json.
@@ -9,7 +9,6 @@ trainer/ is a directory of its own since vLLM loads every *.safetensors that it 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,17 +16,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rewards.errors import BadInput
+from rl.exits import DISK_FULL
 from rl.rundir import write_json
 
-State = dict[str, Any]
-"""A tree of dicts, lists, numbers, strings and tensors; dict keys may be ints (the optimizer's)."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-STATE = "trainer"
-"""Directory of the trainer's own state in a checkpoint."""
+STATE = Path("trainer", "state.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,17 +35,29 @@ class Checkpoint:
     path: Path
     step: int
 
-    def read_state(self) -> State:
-        """The trainer's state as it was saved, tensors on the CPU."""
+    def fingerprint(self) -> str:
+        """The fingerprint of the task that it was trained on."""
+        from safetensors import safe_open
+
+        with safe_open(self.path / STATE, framework="pt") as file:
+            return str(file.metadata()["fingerprint"])
+
+    def learner_state(self) -> dict[str, Tensor]:
+        """What `Learner.state_dict` gave, on the CPU."""
         from safetensors.torch import load_file
 
-        directory = self.path / STATE
-        tensors = load_file(directory / "state.safetensors")
-        state: State = _join(json.loads((directory / "state.json").read_text()), tensors)
-        return state
+        tensors: dict[str, Tensor] = load_file(self.path / STATE)
+        return tensors
 
 
-def save_checkpoint(root: Path, step: int, save_model: Callable[[Path], None], state: State, keep: int) -> Path:
+def save_checkpoint(
+    root: Path,
+    step: int,
+    save_model: Callable[[Path], None],
+    learner_state: dict[str, Tensor],
+    fingerprint: str,
+    keep: int,
+) -> None:
     """Write step-N below `root`: all of it or nothing, and prune older ones down to `keep`.
 
     Raises BadInput where the disk is full; what was there before is untouched.
@@ -57,9 +67,10 @@ def save_checkpoint(root: Path, step: int, save_model: Callable[[Path], None], s
     try:
         draft.mkdir(parents=True)
         save_model(draft)
-        _write_state(draft, state)
+        _write_state(draft, learner_state, fingerprint)
         _write_manifest(draft, step)
-        _sync_tree(draft)
+        for path in (*draft.rglob("*"), draft):  # else a crash could leave a complete name over empty files
+            _sync(path)
         shutil.rmtree(final, ignore_errors=True)
         draft.replace(final)
         _sync(root)
@@ -71,24 +82,20 @@ def save_checkpoint(root: Path, step: int, save_model: Callable[[Path], None], s
             ) from None
         raise
     _prune(root, keep)
-    return final
 
 
 def _no_space(error: Exception) -> bool:
     """Whether the disk is full. safetensors' writer has an exception of its own for it, which only tells in words."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {n})" in str(error) for n in DISK_FULL)
 
 
-def latest_checkpoint(root: Path, warn: Callable[[str], None], before: int | None = None) -> Checkpoint | None:
+def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint whose files match their checksums; a damaged one is named and the one before is tried."""
     for step, path in sorted(_steps(root), reverse=True):
-        if before is not None and step > before:
-            continue
-        if fault := find_damage(path):
-            warn(f"checkpoint {path} is damaged ({fault}); trying the one before")
-            continue
-        return Checkpoint(path, step)
+        fault = find_damage(path)
+        if fault is None:
+            return Checkpoint(path, step)
+        warn(f"checkpoint {path} is damaged ({fault}); trying the one before")
     return None
 
 
@@ -109,17 +116,10 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def clean_drafts(root: Path) -> None:
-    """Remove what a killed save left."""
-    for draft in root.glob(".step-*.draft"):
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def remove_after(root: Path, step: int) -> None:
-    """Remove checkpoints past `step`: damaged ones that a resume went back behind."""
-    for found, path in _steps(root):
-        if found > step:
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what a killed save left, and checkpoints past `step`: damaged ones that a resume went back behind."""
+    for path in (*root.glob(".step-*.draft"), *(path for found, path in _steps(root) if found > step)):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _steps(root: Path) -> list[tuple[int, Path]]:
@@ -132,39 +132,12 @@ def _prune(root: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_state(directory: Path, state: State) -> None:
+def _write_state(directory: Path, learner_state: dict[str, Tensor], fingerprint: str) -> None:
     from safetensors.torch import save_file
 
-    tensors: dict[str, Any] = {}
-    tree = _split(state, tensors)
-    (directory / STATE).mkdir()
-    save_file(tensors, directory / STATE / "state.safetensors")
-    (directory / STATE / "state.json").write_text(json.dumps(tree))
-
-
-def _split(node: Any, tensors: dict[str, Any]) -> Any:
-    """`node` as JSON, its tensors moved to `tensors`; dicts become pairs since JSON keys are strings only."""
-    import torch
-
-    if isinstance(node, torch.Tensor):
-        name = str(len(tensors))
-        tensors[name] = node.detach().cpu().contiguous().clone()
-        return {"tensor": name}
-    if isinstance(node, dict):
-        return {"dict": [[key, _split(value, tensors)] for key, value in node.items()]}
-    if isinstance(node, (list, tuple)):
-        return [_split(value, tensors) for value in node]
-    return node
-
-
-def _join(node: Any, tensors: dict[str, Any]) -> Any:
-    if isinstance(node, dict):
-        if "tensor" in node:
-            return tensors[node["tensor"]]
-        return {key: _join(value, tensors) for key, value in node["dict"]}
-    if isinstance(node, list):
-        return [_join(value, tensors) for value in node]
-    return node
+    (directory / STATE).parent.mkdir()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learner_state.items()}
+    save_file(tensors, directory / STATE, metadata={"fingerprint": fingerprint})
 
 
 def _write_manifest(directory: Path, step: int) -> None:
@@ -176,12 +149,6 @@ def _write_manifest(directory: Path, step: int) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_tree(directory: Path) -> None:
-    """Bytes on disk before the rename: else a crash could leave a complete name over empty files."""
-    for path in (*directory.rglob("*"), directory):
-        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rewards.pool import RewardPool
 from rewards.tasks import source_of
+from rewards.tasks.anatomy import read_tries
 from rewards.types import Split
 from rl.build import Setup
-from rl.patience import patient_cells, patient_groups
+from rl.progress import RunProgress
 from rl.provenance import result_file
 from rl.rundir import RunDir, write_json
-from rollout.evaluate import evaluate
+from rollout.budget import Budget, extend_thinking
+from rollout.collect import Scorer, gather_all, score_chain
+from rollout.evaluate import evaluate, make_cells
+from rollout.examine import EVAL_STEP, Plan
+from rollout.sampling import SamplingParams, request_seed
 from rollout.store import SampleStore, read
-from rollout.types import Group, Sampler
+from rollout.types import Chain, Group, Sampler
+
+Cells = list[dict[str, Any]]
+
+VOTES = 4
+"""Chains a problem of the base for the majority that costs as much as one final chain (the control `base-votes`)."""
 
 
 class Evaluator:
-    """Evaluates a run's policy; each evaluation keeps its cells (eval/LABEL.json) and every chain."""
+    """Evaluates a run's policy and says what it found; keeps the cells (eval/LABEL.json) and every chain.
 
-    def __init__(self, setup: Setup, run: RunDir, pool: RewardPool) -> None:
-        self.setup, self.run, self.pool = setup, run, pool
+    What was evaluated before is not evaluated again.
+    """
+
+    def __init__(self, setup: Setup, run: RunDir, pool: Scorer, progress: RunProgress) -> None:
+        self.setup, self.run, self.pool, self.progress = setup, run, pool, progress
 
     async def run_once(
-        self,
-        label: str,
-        split: Split,
-        budgets: Sequence[int],
-        sampler: Sampler,
-        on_progress: Callable[[int, int], None] | None = None,
-        samples: int | None = None,
-    ) -> str | None:
-        """Evaluate and store under `label`; a line that says what was found, None where it was done before.
-
-        `samples` chains a problem, null = eval.samples. With budgets, answers without thinking are measured beside.
-        """
-        if (self.run.eval / f"{label}.json").exists():
-            return None
+        self, label: str, split: Split, sampler: Sampler, budgets: Sequence[int] = (), samples: int = 0
+    ) -> None:
+        """Evaluate under `label`, `samples` chains a problem (0 = eval.samples); with budgets direct answers, too."""
+        if read_cells(self.run, label) is not None:
+            return
         config = self.setup.config
         measure = partial(
             evaluate,
@@ -57,27 +60,63 @@ class Evaluator:
             max_tokens=config.rollout.max_tokens,
             answer=config.budget.answer,
             seed=config.seed,
-            on_progress=on_progress,
+            on_progress=self.progress.evaluated,
         )
         cells, groups = await measure(budgets=[*budgets, None] if budgets else [config.budget.think])
         if budgets:
             cells += (await measure(style="direct"))[0]
-        return self._store(label, split, cells, groups)
+        self._store(label, split, cells, groups)
 
-    async def run_patient(self, sampler: Sampler) -> str | None:
-        """Store under base-patient what the chains of `base` become when they may not give up."""
-        if (self.run.eval / "base-patient.json").exists():
-            return None
-        groups = await patient_groups(self.setup, read_groups(self.run, "base"), sampler, self.pool)
-        return self._store("base-patient", "test", patient_cells(self.setup, groups, "base-patient"), groups)
+    async def run_patient(self, sampler: Sampler) -> None:
+        """The control base-patient: what the chains of `base` become when they may not give up.
 
-    def _store(self, label: str, split: Split, cells: list[dict[str, Any]], groups: list[Group]) -> str:
-        self.run.eval.mkdir(parents=True, exist_ok=True)
+        Much of a gain may be patience that any prompt could buy; this tells how much.
+        """
+        label = "base-patient"
+        if read_cells(self.run, label) is None:
+            groups = await patient_groups(self.setup, read_groups(self.run, "base"), sampler, self.pool)
+            self._store(label, "test", patient_cells(self.setup, groups, label), groups)
+
+    def _store(self, label: str, split: Split, cells: Cells, groups: list[Group]) -> None:
         samples = samples_path(self.run, label)
+        samples.parent.mkdir(parents=True, exist_ok=True)
         samples.unlink(missing_ok=True)  # of an evaluation that was killed
         SampleStore(samples).append(0, groups)
         write_json(self.run.eval / f"{label}.json", result_file(cells))
-        return f"{label} on {split}: {describe(headline(cells))}"
+        self.progress.say(f"{label} on {split}: {describe(headline(cells))}")
+
+
+async def patient_groups(setup: Setup, groups: Sequence[Group], sampler: Sampler, pool: Scorer) -> list[Group]:
+    """The base's chains gone on with: every close is taken back until the chain itself claims a hit."""
+    config, template = setup.config, setup.template
+    budget = Budget(None, config.budget.answer)
+    params = SamplingParams(
+        config.rollout.max_tokens, template.stop_ids, seed=0, temperature=config.rollout.temperature
+    )
+
+    async def one(group: Group, k: int, chain: Chain) -> Chain:
+        seeds = partial(request_seed, config.seed, EVAL_STEP, group.problem.id, k)
+        longer = await extend_thinking(sampler, template, chain, params, budget, seeds, claims_a_hit)
+        spec = setup.spec_of(group.problem)
+        return await score_chain(longer, group.problem, template=template, pool=pool, spec=spec)
+
+    chains = iter(await gather_all(one(g, k, chain) for g in groups for k, chain in enumerate(g.chains)))
+    return [Group(g.problem, [next(chains) for _ in g.chains], g.step) for g in groups]
+
+
+def claims_a_hit(thinking: str) -> bool:
+    """Whether the last finished attempt is one that the chain takes for a hit."""
+    tries = read_tries(thinking)
+    return bool(tries) and tries[-1].claimed
+
+
+def patient_cells(setup: Setup, groups: Sequence[Group], label: str) -> Cells:
+    """The cells of `patient_groups`, one for each task of the run."""
+    config, text_of = setup.config, setup.template.response_text
+    samples, temperature = len(groups[0].chains), config.rollout.temperature
+    plan = Plan(samples, temperature, (None,), config.rollout.max_tokens, config.budget.answer, config.seed)
+    task_of = partial(source_of, setup.task)
+    return make_cells(groups, plan, task_of, text_of=text_of, ks=None, model=label, split="test")
 
 
 def clear_evaluations(run: RunDir, step: int, finished: bool) -> None:
@@ -91,7 +130,7 @@ def clear_evaluations(run: RunDir, step: int, finished: bool) -> None:
         run.summary.unlink(missing_ok=True)
 
 
-def headline(cells: list[dict[str, Any]]) -> dict[str, Any]:
+def headline(cells: Cells) -> dict[str, Any]:
     """The cell that stands for an evaluation: the first task without a cap on thinking."""
     return next((cell for cell in cells if cell["budget"] is None), cells[-1])
 
@@ -112,10 +151,7 @@ def read_groups(run: RunDir, label: str) -> list[Group]:
     return [group for _, groups in read(samples_path(run, label)) for group in groups]
 
 
-def read_cells(run: RunDir, label: str) -> list[dict[str, Any]] | None:
+def read_cells(run: RunDir, label: str) -> Cells | None:
     """The cells of one evaluation of a run, None where it was not made."""
     path = run.eval / f"{label}.json"
-    if not path.exists():
-        return None
-    cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]
-    return cells
+    return json.loads(path.read_text())["cells"] if path.exists() else None

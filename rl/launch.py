@@ -14,7 +14,7 @@ from rewards.errors import BadInput
 from rewards.pool import RewardPool
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, prepare
-from rl.checkpoint import Checkpoint, State, clean_drafts, latest_checkpoint, remove_after
+from rl.checkpoint import Checkpoint, latest_checkpoint, remove_after
 from rl.config import Config
 from rl.evaluator import clear_evaluations
 from rl.exits import StopSignal
@@ -40,9 +40,11 @@ def launch(
     os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # read once, when torch loads
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPU 0 is the same to us, the server and nvidia-smi
     setup = prepare(config)
-    samples = replay_file(replay) if replay is not None else None
+    samples = RunDir(replay).samples if replay is not None else None
+    if samples is not None and not samples.is_file():
+        raise BadInput(f"--replay {replay}: no {samples.name} there; name a run directory that holds chains")
     with run.lock():
-        checkpoint, state = find_checkpoint(setup, run) if resume else (None, {})
+        checkpoint = find_checkpoint(setup, run) if resume else None
         if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
             print(f"{run.path}: all {checkpoint.step} steps are done, nothing left to do; raise train.steps to go on")
             return
@@ -56,31 +58,26 @@ def launch(
             else:
                 run.create(config)
 
-        asyncio.run(_run(setup, run, checkpoint, state, samples, begin))
+        asyncio.run(_run(setup, run, checkpoint, samples, begin))
 
 
 async def _run(
-    setup: Setup,
-    run: RunDir,
-    checkpoint: Checkpoint | None,
-    state: State,
-    samples: Path | None,
-    begin: Callable[[], None],
+    setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None, begin: Callable[[], None]
 ) -> None:
-    done = checkpoint.step if checkpoint else 0
+    """Check, `begin` in the directory, then start what is heavy and run the loop."""
     config, rewards = setup.config, setup.config.rewards
     with StopSignal() as stop:
         async with RewardPool(rewards.workers, rewards.time_limit, rewards.memory_gb) as pool:
             if samples is None:
-                await stop.guard(check_rewards(setup, pool))
+                await stop.guard(check_gold(setup, pool))
             async with contextlib.aclosing(choose_backend(setup, run, replay=samples is not None)) as backend:
                 await stop.guard(backend.check())
                 begin()
-                with RunProgress(config.train.steps, done) as progress:
+                with RunProgress(config.train.steps, checkpoint.step if checkpoint else 0) as progress:
                     learner = await stop.guard(_start(backend, config, checkpoint, progress))
                     trainer = Trainer(setup, run, backend, pool, learner, progress, stop, samples)
                     if checkpoint is not None:
-                        trainer.restore(checkpoint.step, state)
+                        trainer.restore(checkpoint)
                     await trainer.run_all()
     write_summary(setup, run)
     from rl.report.build import build_report  # matplotlib loads here
@@ -93,10 +90,8 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
     starting = asyncio.create_task(backend.start(progress.waiting))
     try:
         await asyncio.sleep(0)  # the server process is on its way now, or refused
-        if starting.done():
-            starting.result()
-        if config.rollout.colocate:
-            await starting  # vLLM measures the GPU as it starts: nobody else may take of it meanwhile
+        if starting.done() or config.rollout.colocate:
+            await starting  # colocated: vLLM measures the GPU as it starts, nobody else may take of it meanwhile
         learner = build_learner(config, str(checkpoint.path) if checkpoint else None)
         await starting
         return learner
@@ -105,15 +100,12 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
         await asyncio.gather(starting, return_exceptions=True)
 
 
-def find_checkpoint(setup: Setup, run: RunDir) -> tuple[Checkpoint | None, State]:
-    """The newest sound checkpoint and its state. Raises BadInput where the task is not the one it was saved with."""
+def find_checkpoint(setup: Setup, run: RunDir) -> Checkpoint | None:
+    """The newest sound checkpoint. Raises BadInput where the task is not the one it was saved with."""
     checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
-    if checkpoint is None:
-        return None, {}
-    state = checkpoint.read_state()
-    if state["fingerprint"] != setup.fingerprint():
+    if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint():
         raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
-    return checkpoint, state
+    return checkpoint
 
 
 def rewind(run: RunDir, done: int, steps: int) -> None:
@@ -121,7 +113,6 @@ def rewind(run: RunDir, done: int, steps: int) -> None:
 
     Where some of the `steps` are left to do, whatever an earlier end of the run has concluded goes, too.
     """
-    clean_drafts(run.checkpoints)
     remove_after(run.checkpoints, done)
     truncate_metrics(run.metrics, done)
     store.truncate(run.samples, done)
@@ -129,15 +120,7 @@ def rewind(run: RunDir, done: int, steps: int) -> None:
     print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
 
 
-def replay_file(path: Path) -> Path:
-    """The sample file of the run that is replayed."""
-    samples = RunDir(path).samples
-    if not samples.is_file():
-        raise BadInput(f"--replay {path}: no {samples.name} there; name a run directory that holds chains")
-    return samples
-
-
-async def check_rewards(setup: Setup, pool: RewardPool) -> None:
+async def check_gold(setup: Setup, pool: RewardPool) -> None:
     """Load the rewards and score a few gold answers before anything heavy starts. Raises BadInput naming the row."""
     problems = [setup.task.problem(i, "train") for i in range(GOLD_CHECKED)]
     for spec in setup.reward_specs():

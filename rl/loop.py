@@ -6,31 +6,33 @@ What is saved at the end of step n is all that step n + 1 needs; whatever a cras
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
-from rewards.types import Extras, Problem, Score, Split
+from rewards.types import Score, Split
 from rl.backend import Backend
 from rl.build import Setup, weight_source
-from rl.checkpoint import save_checkpoint
-from rl.evaluator import Evaluator
+from rl.checkpoint import Checkpoint, save_checkpoint
+from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
-from rl.patience import VOTES
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rollout.client import ServerDown
 from rollout.collect import collect
 from rollout.queue import RolloutQueue
 from rollout.store import SampleStore, read
-from rollout.types import Chain, Group, Sampler
+from rollout.types import Chain, Group
 
 if TYPE_CHECKING:
     from rl.flops import ModelShape
     from rl.learner import Learner
+
+T = TypeVar("T")
 
 HARD_STOP = 10.0
 """A fresh mismatch KL this many times its bound stops the run."""
@@ -53,6 +55,7 @@ class Trainer:
         stop: StopSignal,
         replay: Path | None = None,
     ) -> None:
+        """`replay` is the sample file of a run whose chains are trained on instead of new ones."""
         self.setup, self.config, self.run = setup, setup.config, run
         self.backend, self.learner, self.progress, self.stop = backend, learner, progress, stop
         self.replay = replay
@@ -63,12 +66,13 @@ class Trainer:
         self.whole = self._position
         self.metrics = MetricsLog(run.metrics)
         self.store = SampleStore(run.samples)
-        self.evaluator = Evaluator(setup, run, pool)
+        self.evaluator = Evaluator(setup, run, pool, progress)
+        self.evaluates = self.config.eval.every > 0 and replay is None
 
-    def restore(self, step: int, state: dict[str, Any]) -> None:
-        """Take over a checkpoint's state."""
-        self.learner.load_state_dict(state["learner"])
-        self.version = self.saved = step
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint's state; its weights are the learner's already."""
+        self.learner.load_state_dict(checkpoint.learner_state())
+        self.version = self.saved = checkpoint.step
         self.whole = self._position
 
     async def run_all(self) -> None:
@@ -92,12 +96,12 @@ class Trainer:
                 self.stop.check()
         finally:
             await queue.aclose()
-        if self._evaluates:
+        if self.evaluates:
             await self._evaluate("final", "test", self.config.eval.budgets)
 
     async def _step(self, step: int, queue: RolloutQueue[list[Group]]) -> None:
         began = time.monotonic()
-        groups = await self._rollout(step, queue)
+        groups = await self._served(partial(queue.get, step))
         check_rewards(groups, self.config.rewards.max_error_share)
         row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
         row |= search_metrics(groups, self.setup.template.response_text)
@@ -112,7 +116,9 @@ class Trainer:
             row["time/sync"] = await self._push()
         finally:  # the weights have moved: the step is recorded even if nobody will sample from them
             row["time/step"] = time.monotonic() - began
-            self._record(step, groups, row)
+            self.store.append(step, groups)
+            self.progress.step(self.metrics.append(row))
+            self.whole = self._position
         await self._measure()
         if step == self.config.train.steps or step % self.config.train.checkpoint_every == 0:
             self.save()
@@ -120,38 +126,22 @@ class Trainer:
     async def _measure(self) -> None:
         """Whatever evaluation is due for the weights that serve now and was not made yet."""
         step, config, last = self.version, self.config.eval, self.version == self.config.train.steps
-        if not self._evaluates:
+        if not self.evaluates:
             return
         if step == 0:
             await self._evaluate("base", "test", config.budgets)
         if step == 0 and config.controls:
-            await self._evaluate("base-votes", "test", [], VOTES)
-            await self._evaluated(self.evaluator.run_patient)
+            await self._evaluate("base-votes", "test", samples=VOTES)
+            await self._served(lambda: self.evaluator.run_patient(self.backend.sampler))
         if last or step % config.every == 0:
-            await self._evaluate(f"step-{step}", "val", [])
-        if config.budgets_every and step % config.budgets_every == 0 and 0 < step and not last:
+            await self._evaluate(f"step-{step}", "val")
+        if config.budgets_every and step % config.budgets_every == 0 and step > 0 and not last:
             await self._evaluate(f"budgets-step-{step}", "test", config.budgets)
-
-    def _record(self, step: int, groups: list[Group], row: Row) -> None:
-        self.store.append(step, groups)
-        self.progress.step(self.metrics.append(row))
-        self.whole = self._position
 
     @property
     def _position(self) -> tuple[int, int]:
         """Where the learner is. It is at the end of a recorded step while this equals `whole`."""
         return self.version, self.learner.updates_due
-
-    @property
-    def _evaluates(self) -> bool:
-        return self.config.eval.every > 0 and self.replay is None
-
-    async def _rollout(self, step: int, queue: RolloutQueue[list[Group]]) -> list[Group]:
-        while True:
-            try:
-                return await self.stop.guard(queue.get(step))
-            except ServerDown as error:
-                await self._recover(error)
 
     async def _produce(self, step: int) -> list[Group]:
         if self.replay is not None:
@@ -187,24 +177,18 @@ class Trainer:
             except ServerDown as error:
                 await self.stop.guard(self.backend.recover(str(error)))
 
-    async def _recover(self, error: ServerDown) -> None:
-        await self.stop.guard(self.backend.recover(str(error)))
-        await self._push()
-
-    async def _evaluate(self, label: str, split: Split, budgets: list[int], samples: int | None = None) -> None:
-        count = self.progress.evaluated
-        await self._evaluated(lambda s: self.evaluator.run_once(label, split, budgets, s, count, samples))
-
-    async def _evaluated(self, evaluation: Callable[[Sampler], Coroutine[Any, Any, str | None]]) -> None:
-        """Run an evaluation on whatever samples now, again where its server dies, and say what it found."""
+    async def _served(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs the sampler; where its server dies it is started again and pushed to, the work done anew."""
         while True:
             try:
-                said = await self.stop.guard(evaluation(self.backend.sampler))
-                break
+                return await self.stop.guard(work())
             except ServerDown as error:
-                await self._recover(error)
-        if said is not None:
-            self.progress.say(said)
+                await self.stop.guard(self.backend.recover(str(error)))
+                await self._push()
+
+    async def _evaluate(self, label: str, split: Split, budgets: Sequence[int] = (), samples: int = 0) -> None:
+        evaluate = self.evaluator.run_once
+        await self._served(lambda: evaluate(label, split, self.backend.sampler, budgets, samples))
 
     def _check_mismatch(self, stats: Row) -> None:
         """Server and learner must agree on tokens that these very weights made; called before any update."""
@@ -229,19 +213,18 @@ class Trainer:
         """Checkpoint the last whole step, once; nothing where the weights are on their way to the next one."""
         if self.saved == self.version or self.whole != self._position:
             return
+        from rl.model import save_model
+
         self.saved = self.version
         self.progress.phase("saving")
         save_checkpoint(
-            self.run.checkpoints, self.version, self._save_model, self._state(), self.config.train.keep_checkpoints
+            self.run.checkpoints,
+            self.version,
+            partial(save_model, self.learner.policy, self.config.model.path),
+            self.learner.state_dict(),
+            self.setup.fingerprint(),
+            keep=self.config.train.keep_checkpoints,
         )
-
-    def _save_model(self, directory: Path) -> None:
-        from rl.model import save_model
-
-        save_model(self.learner.policy, self.config.model.path, directory)
-
-    def _state(self) -> dict[str, Any]:
-        return {"step": self.version, "fingerprint": self.setup.fingerprint(), "learner": self.learner.state_dict()}
 
 
 class TimedScorer:
@@ -251,21 +234,13 @@ class TimedScorer:
         self.pool, self.seconds = pool, 0.0
         self.active, self.since = 0, 0.0
 
-    async def score(
-        self,
-        chain_id: str,
-        response: str,
-        problem: Problem,
-        spec: Any,
-        truncated: bool = False,
-        extras: Extras | None = None,
-    ) -> Score:
+    async def score(self, *args: Any, **kwargs: Any) -> Score:
         """Score through the pool."""
         if self.active == 0:
             self.since = time.monotonic()
         self.active += 1
         try:
-            return await self.pool.score(chain_id, response, problem, spec, truncated, extras)
+            return await self.pool.score(*args, **kwargs)
         finally:
             self.active -= 1
             if self.active == 0:
@@ -287,7 +262,7 @@ def chains_flops(shape: ModelShape, groups: list[Group]) -> float:
 
 def check_rewards(groups: list[Group], max_share: float) -> None:
     """Fault where more than `max_share` of a step's chains ended in status `error`: names a reward's own message."""
-    scores: list[Score] = [c.score for g in groups for c in g.chains if c.score is not None]
+    scores = [c.score for g in groups for c in g.chains if c.score is not None]
     errors = [score for score in scores if score.status == "error"]
     if errors and len(errors) > max_share * len(scores):
         raise Fault(

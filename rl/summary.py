@@ -1,23 +1,28 @@
-"""summary.json: the headline figures of a finished run, from the files that the run wrote."""
+"""What came out of a run, from the files that it wrote.
+
+summary.json holds the headline figures, eval/changes.json what RL changed beyond accuracy: the anatomy of base and
+final chains, and what the controls leave of the gain.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rewards.tasks import source_of
+from rewards.tasks.anatomy import chain_traits
 from rl.build import Setup
-from rl.changes import describe_changes, write_changes
 from rl.evaluation.axes import read_axes, summarise, verdicts
-from rl.evaluator import describe, headline, read_cells, read_groups
-from rl.metrics import read_metrics
+from rl.evaluator import Cells, describe, headline, read_cells, read_groups
+from rl.metrics import means, read_metrics
 from rl.provenance import command, versions
 from rl.rundir import RunDir, write_json
-from rollout.evaluate import paired_gain
-from rollout.types import Group
+from rollout.evaluate import paired_gain, wilson
+from rollout.types import Chain, Group
 
 
 def write_summary(setup: Setup, run: RunDir) -> None:
-    """Write summary.json and say in two lines what came out."""
+    """Write summary.json and, where base and final were evaluated, eval/changes.json; say in words what came out."""
     config, rows = setup.config, read_metrics(run.metrics)
     last = rows[-1] if rows else {}
     base, final = read_cells(run, "base"), read_cells(run, "final")
@@ -36,30 +41,74 @@ def write_summary(setup: Setup, run: RunDir) -> None:
         "commands": [command()],
     }
     if base and final:
-        summary |= {
-            "base": _figure(headline(base)),
-            "final": _figure(headline(final)),
-            "gain": paired_gain(*(_headline_groups(setup, run, label) for label in ("base", "final"))),
-            "budgets": {name: _capped(cells) for name, cells in (("base", base), ("final", final))},
-        }
-        print(f"base  {describe(headline(base))}\nfinal {describe(headline(final))}")
         axes = read_axes([run.path])
-        summary["verdict"] = verdicts(axes)
+        summary |= _outcome(setup, run, {"base": base, "final": final}) | {"verdict": verdicts(axes)}
+        print(f"base  {describe(headline(base))}\nfinal {describe(headline(final))}")
         print(*describe_changes(write_changes(setup, run)), *summarise(axes), sep="\n")
     write_json(run.summary, summary)
     print(f"{run.path}: {summary['steps']} steps in {summary['seconds']:.0f} s")
 
 
-def _capped(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [cell for cell in cells if cell["budget"] is not None]
+def _outcome(setup: Setup, run: RunDir, found: dict[str, Cells]) -> dict[str, Any]:
+    """Headline figures of base and final, the gain on the chains behind them, and the cells under a budget."""
+    groups = {label: read_groups(run, label) for label in found}
+    first = source_of(setup.task, groups["base"][0].problem)
+    base, final = ([g for g in some if source_of(setup.task, g.problem) == first] for some in groups.values())
+    budgets = {label: [cell for cell in cells if cell["budget"] is not None] for label, cells in found.items()}
+    figures = {label: {key: headline(cells)[key] for key in ("pass@1", "ci95")} for label, cells in found.items()}
+    return figures | {"gain": paired_gain(base, final), "budgets": budgets}
 
 
-def _figure(cell: dict[str, Any]) -> dict[str, Any]:
-    return {"pass@1": cell["pass@1"], "ci95": cell["ci95"]}
+def write_changes(setup: Setup, run: RunDir) -> dict[str, Any]:
+    """eval/changes.json: {base, final: traits, controls: [cell-like], beyond_patience: paired gain of final}."""
+    text_of = setup.template.response_text
+    base, final = read_groups(run, "base"), read_groups(run, "final")
+    changes: dict[str, Any] = {"base": anatomy(base, text_of), "final": anatomy(final, text_of), "controls": []}
+    patient, votes, last = (read_cells(run, label) for label in ("base-patient", "base-votes", "final"))
+    if patient and votes and last:
+        kept = {key: headline(patient)[key] for key in ("pass@1", "ci95", "tokens_mean")}
+        changes["controls"] = [
+            {"name": "base, early closes taken back", **kept},
+            *vote_controls(headline(votes), headline(last)["tokens_mean"]),
+        ]
+        changes["beyond_patience"] = paired_gain(read_groups(run, "base-patient"), final)
+    write_json(run.eval / "changes.json", changes)
+    return changes
 
 
-def _headline_groups(setup: Setup, run: RunDir, label: str) -> list[Group]:
-    """The chains behind the headline figure: those of the first task."""
-    groups = read_groups(run, label)
-    first = source_of(setup.task, groups[0].problem)
-    return [group for group in groups if source_of(setup.task, group.problem) == first]
+def anatomy(groups: Sequence[Group], text_of: Callable[[Chain], str]) -> dict[str, Any]:
+    """Means of the chains' traits, and {difficulty: {tokens, pass@1, …traits}}, easiest first."""
+    rows = [
+        (
+            group.problem.difficulty,
+            {"tokens": float(chain.sampled_count), "pass@1": float(chain.score is not None and chain.score.correct)}
+            | chain_traits(group.problem, text_of(chain)),
+        )
+        for group in groups
+        for chain in group.chains
+    ]
+    levels = sorted({level for level, _ in rows})
+    by_difficulty = {f"{level:g}": means([row for at, row in rows if at == level]) for level in levels}
+    return means([row for _, row in rows]) | {"by_difficulty": by_difficulty}
+
+
+def vote_controls(cell: dict[str, Any], tokens: float) -> list[dict[str, Any]]:
+    """Majority and best by verifier of as many base chains as cost at most `tokens`, at least one."""
+    sizes = [int(k) for k in cell["majority@k"]]
+    k = max((k for k in sizes if k * cell["tokens_mean"] <= tokens), default=1)
+    shares = {"majority": cell["majority@k"][str(k)], "best by the verifier": cell["pass@k"][str(k)]}
+    spent = k * cell["tokens_mean"]
+    return [
+        {"name": f"base, {name} of {k}", "pass@1": p, "ci95": wilson(p, cell["n_problems"]), "tokens_mean": spent}
+        for name, p in shares.items()
+    ]
+
+
+def describe_changes(changes: dict[str, Any]) -> list[str]:
+    """The controls and what is left of the gain, in words."""
+    lines = [f"{c['name']}: {c['pass@1']:.3f} at {c['tokens_mean']:.0f} tokens" for c in changes["controls"]]
+    if "beyond_patience" in changes:
+        low, high = changes["beyond_patience"]["ci95"]
+        gain = changes["beyond_patience"]["pass@1"]
+        lines.append(f"gain beyond undone impatience: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return lines

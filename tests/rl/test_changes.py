@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from rl.build import prepare
-from rl.changes import _votes, anatomy, describe_changes, write_changes
 from rl.config import parse_config
-from rl.evaluator import samples_path
-from rl.patience import claims_a_hit, patient_cells, patient_groups
+from rl.evaluator import claims_a_hit, patient_cells, patient_groups, samples_path
 from rl.rundir import RunDir, write_json
+from rl.summary import anatomy, describe_changes, vote_controls, write_changes
 from rollout.store import SampleStore
 from rollout.types import Chain, Group
 from tests.fakes import FakeSampler
@@ -60,9 +59,9 @@ async def base_group(setup, text: str) -> Group:
 
     problem = setup.task.problem(0, "test")
     params = SamplingParams(96, setup.template.stop_ids, seed=0)
-    prompt = setup.template.encode(problem.prompt)
+    prompt, name = setup.template.encode(problem.prompt), f"cot/{problem.id}/0"
     chain = await sample_with_budget(
-        policy(setup, [text]), setup.template, "0/p/0", problem.id, prompt, params, Budget(None, 16), lambda s: s
+        policy(setup, [text]), setup.template, name, problem.id, prompt, params, Budget(None, 16), lambda s: s
     )
     return Group(problem, [chain])
 
@@ -110,11 +109,11 @@ def test_votes_are_taken_at_no_more_than_the_final_tokens() -> None:
         "tokens_mean": 40.0,
         "n_problems": 100,
     }
-    majority, best = _votes(cell, tokens=170.0)
+    majority, best = vote_controls(cell, tokens=170.0)
     assert (majority["pass@1"], majority["tokens_mean"]) == (0.3, 160.0)
     assert (best["pass@1"], best["name"]) == (0.5, "base, best by the verifier of 4")
     assert majority["ci95"][0] < 0.3 < majority["ci95"][1]
-    assert _votes(cell, tokens=10.0)[0]["tokens_mean"] == 40.0
+    assert vote_controls(cell, tokens=10.0)[0]["tokens_mean"] == 40.0
 
 
 async def test_the_gain_beyond_patience_is_paired(setup, tmp_path) -> None:

@@ -9,14 +9,9 @@ import pytest
 import torch
 
 from rewards.errors import BadInput
-from rl.checkpoint import clean_drafts, find_damage, latest_checkpoint, remove_after, save_checkpoint
+from rl.checkpoint import find_damage, latest_checkpoint, remove_after, save_checkpoint
 
-STATE = {
-    "step": 3,
-    "optimizer": {"state": {0: {"exp_avg": torch.arange(4.0), "step": torch.tensor(2.0)}}, "lr": [1e-3, None]},
-    "name": "x",
-    "flag": True,
-}
+STATE = {"optimizer.exp_avg.w": torch.arange(4.0), "optimizer.step.w": torch.tensor(2.0), "counters": torch.tensor(3)}
 
 
 def write_model(directory: Path) -> None:
@@ -24,7 +19,8 @@ def write_model(directory: Path) -> None:
 
 
 def save(root: Path, step: int, keep: int = 3) -> Path:
-    return save_checkpoint(root, step, write_model, STATE, keep)
+    save_checkpoint(root, step, write_model, STATE, "of the task", keep)
+    return root / f"step-{step}"
 
 
 def test_state_comes_back_exactly(tmp_path) -> None:
@@ -32,10 +28,10 @@ def test_state_comes_back_exactly(tmp_path) -> None:
     found = latest_checkpoint(tmp_path, print)
     assert found is not None
     assert found.step == 3
-    state = found.read_state()
-    assert state["optimizer"]["state"][0]["exp_avg"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert state["optimizer"]["lr"] == [1e-3, None]
-    assert (state["step"], state["name"], state["flag"]) == (3, "x", True)
+    assert found.fingerprint() == "of the task"
+    state = found.learner_state()
+    assert state.keys() == STATE.keys()
+    assert all(tensor.equal(STATE[name]) and tensor.dtype == STATE[name].dtype for name, tensor in state.items())
 
 
 def test_newest_wins_and_old_ones_are_pruned(tmp_path) -> None:
@@ -58,7 +54,7 @@ def flip(path: Path) -> None:
     [
         (lambda d: flip(d / "model.safetensors"), "model.safetensors does not match"),
         (lambda d: (d / "trainer/state.safetensors").write_bytes(b"x"), "trainer/state.safetensors has 1 bytes"),
-        (lambda d: (d / "trainer/state.json").unlink(), "trainer/state.json is missing"),
+        (lambda d: (d / "trainer/state.safetensors").unlink(), "trainer/state.safetensors is missing"),
         (lambda d: (d / "manifest.json").write_text("{"), "manifest.json"),
     ],
 )
@@ -87,7 +83,7 @@ def test_a_full_disk_is_bad_input_and_loses_nothing(tmp_path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(BadInput, match="no space left"):
-        save_checkpoint(tmp_path, 2, full, STATE, keep=2)
+        save_checkpoint(tmp_path, 2, full, STATE, "", keep=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
     assert find_damage(tmp_path / "step-1") is None
 
@@ -97,9 +93,9 @@ def test_a_killed_save_leaves_only_a_draft_that_is_cleaned(tmp_path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, 5, die, STATE, keep=2)
+        save_checkpoint(tmp_path, 5, die, STATE, "", keep=2)
     assert latest_checkpoint(tmp_path, print) is None
-    clean_drafts(tmp_path)
+    remove_after(tmp_path, 5)
     assert list(tmp_path.iterdir()) == []
 
 

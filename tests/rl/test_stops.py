@@ -88,6 +88,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_it(tmp_path, monkeypa
 def fill_disk(monkeypatch, when: str) -> None:
     """From step 2 on: in the line of the metrics, or in the state's tensors (whose writer's error is no OSError)."""
     append, write_state = MetricsLog.append, checkpoint._write_state
+    saves = iter(range(1, 100))
 
     def torn(self: MetricsLog, row: dict[str, Any]) -> Any:
         if row["step"] < 2:
@@ -96,9 +97,9 @@ def fill_disk(monkeypatch, when: str) -> None:
             file.write('{"step": 2, "vers')
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def full(directory: Path, state: Any) -> None:
-        if state["step"] < 2:
-            return write_state(directory, state)
+    def full(directory: Path, *state: Any) -> None:
+        if next(saves) < 2:
+            return write_state(directory, *state)
         from safetensors import SafetensorError
 
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -125,7 +126,7 @@ def test_going_back_takes_later_evaluations_along_and_going_on_makes_a_new_final
     assert json.loads(run.summary.read_text())["steps"] == 4
 
 
-LABELS = ("base", "step-1", "step-2", "step-3", "final")
+LABELS = ("base", "step-0", "step-1", "step-2", "step-3", "step-4", "final", "changes")
 
 
 def test_a_command_that_is_interrupted_ends_with_130(capsys) -> None:
