@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from rewards.errors import BadInput
+from rewards.errors import BadInput, one_line
 
 
 class Section(BaseModel):
@@ -23,6 +24,7 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+REFUSED = "Exists to be refused: training needs the full distribution."
 
 
 class RunConfig(Section):
@@ -96,31 +98,21 @@ class RolloutConfig(Section):
     """Sampling temperature (vLLM takes at most 2); the learner divides its logits by the same number."""
     max_tokens: int = Field(512, ge=1)
     """Tokens a chain may have after the prompt, thinking and answer together."""
-    top_p: float = 1.0
-    """Exists to be refused: training needs the full distribution (1.0)."""
-    top_k: int = 0
-    """Exists to be refused: training needs the full distribution (0)."""
-    min_p: float = 0.0
-    """Exists to be refused: training needs the full distribution (0.0)."""
-    presence_penalty: float = 0.0
-    """Exists to be refused (0.0)."""
-    frequency_penalty: float = 0.0
-    """Exists to be refused (0.0)."""
-    repetition_penalty: float = 1.0
-    """Exists to be refused (1.0)."""
+    top_p: float = Field(1.0, description=REFUSED)
+    top_k: int = Field(0, description=REFUSED)
+    min_p: float = Field(0.0, description=REFUSED)
+    presence_penalty: float = Field(0.0, description=REFUSED)
+    frequency_penalty: float = Field(0.0, description=REFUSED)
+    repetition_penalty: float = Field(1.0, description=REFUSED)
     request_timeout: float = Field(600.0, gt=0)
     """Deadline of one sampling request, seconds."""
 
     @model_validator(mode="after")
     def _full_distribution(self) -> RolloutConfig:
-        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-                   "repetition_penalty": 1.0}  # fmt: skip
-        for name, value in neutral.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"rollout.{name}={getattr(self, name)} would sample from another distribution than the learner "
-                    f"trains; leave it at {value} and use rollout.temperature"
-                )
+        for name, field in RolloutConfig.model_fields.items():
+            value, neutral = getattr(self, name), field.default
+            if field.description == REFUSED and value != neutral:
+                raise ValueError(f"rollout.{name}={value} is not what the learner trains; leave it at {neutral}")
         return self
 
 
@@ -243,15 +235,6 @@ class HardwareConfig(Section):
     nodes: int | None = Field(None, ge=1)
     """Machines; null = 1. More are refused: learner and server start on one, other servers with `ponder serve`."""
 
-    @model_validator(mode="after")
-    def _one_node(self) -> HardwareConfig:
-        if self.nodes not in (None, 1):
-            raise ValueError(
-                f"hardware.nodes={self.nodes}: one machine so far; start servers on others with `ponder serve` and "
-                "name them in rollout.servers"
-            )
-        return self
-
 
 class Config(Section):
     """A training run."""
@@ -281,27 +264,21 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        if self.rollout.group_size < 2:
-            raise ValueError(
-                f"rollout.group_size={self.rollout.group_size}: algorithm {self.algorithm} compares the chains of a "
-                "group; use 2 or more"
-            )
-        if self.budget.think is not None and self.budget.answer >= self.rollout.max_tokens:
-            raise ValueError(
-                f"budget.answer={self.budget.answer} leaves no room to think in rollout.max_tokens="
-                f"{self.rollout.max_tokens}; lower it or raise rollout.max_tokens"
-            )
-        places = [bool(self.rollout.servers) or self.sampler != "vllm", self.rollout.colocate, bool(self.rollout.gpus)]
-        if sum(places) > 1 and any(places[1:]):
+        rollout, budget, nodes, minibatches = self.rollout, self.budget, self.hardware.nodes, self.train.minibatches
+        placed = rollout.colocate or rollout.gpus
+        if rollout.group_size < 2:
+            raise ValueError(f"rollout.group_size={rollout.group_size}: chains of a group are compared; use 2 or more")
+        if budget.think is not None and budget.answer >= rollout.max_tokens:
+            raise ValueError(f"budget.answer={budget.answer} fills rollout.max_tokens={rollout.max_tokens}; lower it")
+        if (rollout.colocate and rollout.gpus) or (placed and (rollout.servers or self.sampler != "vllm")):
             raise ValueError(
                 "rollout.colocate and rollout.gpus say where the vLLM server that is started here runs: give one of "
                 "them, and neither beside rollout.servers or sampler=transformers"
             )
-        if self.train.minibatches > self.rollout.problems:
-            raise ValueError(
-                f"train.minibatches={self.train.minibatches} is more than rollout.problems={self.rollout.problems}; "
-                "a minibatch holds at least one group"
-            )
+        if minibatches > rollout.problems:
+            raise ValueError(f"train.minibatches={minibatches} is more than rollout.problems={rollout.problems}")
+        if nodes not in (None, 1):
+            raise ValueError(f"hardware.nodes={nodes}: one machine so far; name servers elsewhere in rollout.servers")
         return self
 
     @property
@@ -315,52 +292,36 @@ class Config(Section):
         return self.sync.bound or {"float32": 1e-6, "bfloat16": 1e-3}[self.model.dtype]
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file and apply `key.sub=value` overrides.
-
-    Raises BadInput with one line for a missing or broken file, an unknown key or a wrong value.
-    """
-    return parse_config(read_config_file(path, overrides), str(path))
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A YAML file with `key.sub=value` overrides applied, or BadInput with the first problem in one line."""
+    return load_section(Config, path, overrides)
 
 
-def read_config_file(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """A YAML file's data with `key.sub=value` overrides applied, not checked yet. Raises BadInput."""
-    data = read_yaml(Path(path))
-    for item in overrides:
-        _override(data, item)
-    return data
+def load_section(kind: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
+    """As load_config, for one kind of configuration."""
+    return parse_section(kind, _override(read_yaml(Path(path)), overrides), str(path))
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with `key.sub=value` overrides on top, checked again."""
+    return parse_config(_override(config.model_dump(), overrides), "override")
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-5 as a number: YAML 1.1 asks for a dot and would give a string."""
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def override_config(config: Config, overrides: list[str]) -> Config:
-    """`config` with `key.sub=value` overrides on top, checked again."""
-    data = config.model_dump()
-    for item in overrides:
-        _override(data, item)
-    return parse_config(data, "override")
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, or BadInput."""
     try:
-        data = _load_yaml(path.read_text())
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; see configs/ for examples") from None
+        data = yaml.load(path.read_text(), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+        raise BadInput(f"{path} is no readable YAML: {one_line(str(error))}") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path} must hold a mapping of keys to values, not {type(data).__name__}")
     return data
@@ -384,59 +345,53 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _override(data: dict[str, Any], item: str) -> None:
-    key, sign, text = item.partition("=")
-    if not sign or not key:
-        raise BadInput(f"override {item!r} is not of the form key.sub=value")
-    try:
-        value = _load_yaml(text)
-    except yaml.YAMLError:
-        raise BadInput(f"override {item!r}: the value is not YAML; quote it") from None
-    *path, last = key.split(".")
-    for name in path:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise BadInput(f"override {item!r}: {name} holds a value, not a section")
-    data[last] = value
+def _override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`data`, changed by each `key.sub=value`."""
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise BadInput(f"override {item!r} is not of the form key.sub=value")
+        *path, last = key.split(".")
+        section = data
+        for name in path:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise BadInput(f"override {item!r}: {name} holds a value, not a section")
+        try:
+            section[last] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise BadInput(f"override {item!r}: the value is not YAML; quote it") from None
+    return data
 
 
 def _explain(error: ValidationError, kind: type[Section]) -> str:
     first = error.errors()[0]
-    where = ".".join(str(p) for p in first["loc"])
+    where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         inside = first["input"]
         while isinstance(inside, dict) and len(inside) == 1:  # a section that isn't there: name the key that was meant
-            key, inside = next(iter(inside.items()))
+            ((key, inside),) = inside.items()
             where = f"{where}.{key}"
-        hint = nearest_key(where, kind)
-        return f"unknown key {where!r}" + (f"; did you mean {hint!r}?" if hint else "; see `ponder config docs`")
+        known, leaf = [key for key, _ in walk_fields(kind)], where.rpartition(".")[2]
+        moved = [key for key in known if key.rpartition(".")[2] == leaf]  # a right name in a wrong section
+        near = moved or difflib.get_close_matches(where, [*known, *kind.model_fields], n=1)
+        return f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else "see `ponder config docs`")
+    if first["type"] == "missing":
+        return f"{where} is required"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return message
-    if first["type"] == "missing":
-        return f"{where} is required"
     return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def nearest_key(wrong: str, kind: type[BaseModel]) -> str | None:
-    """The known dotted key (or section) closest to a misspelt one; a right name in a wrong section comes first."""
-    known = [name for name, _ in walk_fields(kind)]
-    leaf = wrong.rsplit(".", 1)[-1]
-    moved = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
-    return next(iter(moved or difflib.get_close_matches(wrong, [*known, *kind.model_fields], n=1)), None)
-
-
-def walk_fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every leaf field as (dotted key, pydantic FieldInfo), in the order they are written; a section that may be null
-    is a field itself and has fields."""
-    out: list[tuple[str, Any]] = []
+def walk_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each field as (dotted key, pydantic FieldInfo), in the order written; of sections those that may be null, too."""
     for name, info in model.model_fields.items():
         kind = section_of(info.annotation)
         if kind is not info.annotation:
-            out.append((prefix + name, info))
+            yield prefix + name, info
         if kind is not None:
-            out += walk_fields(kind, f"{prefix}{name}.")
-    return out
+            yield from walk_fields(kind, f"{prefix}{name}.")
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

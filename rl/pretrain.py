@@ -24,7 +24,7 @@ from rewards.tasks import load_task
 from rewards.tasks.countdown import write_trace
 from rewards.types import Problem
 from rl.batch import flatten, pack
-from rl.config import Section, parse_section, read_config_file
+from rl.config import Section, load_section
 from rl.model import load_policy, policy_logprobs, save_model
 from rl.provenance import command, versions
 from rl.rundir import write_json
@@ -60,7 +60,7 @@ class PretrainConfig(Section):
 
 def load_pretrain_config(path: str, overrides: list[str]) -> PretrainConfig:
     """Read a pre-training YAML. Raises BadInput."""
-    return parse_section(PretrainConfig, read_config_file(path, overrides), path)
+    return load_section(PretrainConfig, path, overrides)
 
 
 def pretrain(config: PretrainConfig) -> float:
