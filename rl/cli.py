@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,21 +28,6 @@ app.command("report", epilog=REPORT_EXAMPLE)(report)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(config_app, name="config")
-
-
-class SplitName(StrEnum):
-    """What --split takes."""
-
-    test = "test"
-    val = "val"
-    all = "all"
-
-
-class SamplerName(StrEnum):
-    """What --sampler takes."""
-
-    vllm = "vllm"
-    transformers = "transformers"
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …", show_default=False)]
@@ -102,7 +86,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_URL")],
     task: Annotated[list[str], typer.Option(help="task string; several: again, or between commas")],
     problems: Annotated[int, typer.Option(min=1, help="problems of each task")] = 256,
-    split: Annotated[SplitName, typer.Option(help="which problems")] = SplitName.test,
+    split: Annotated[Literal["test", "val", "all"], typer.Option(help="which problems")] = "test",
     k: Annotated[str, typer.Option(help="k of pass@k; the largest is the number of samples a problem")] = "1",
     budget: Annotated[str, typer.Option(help="thinking caps in tokens, comma separated; none or empty = no cap")] = "",
     prompt: Annotated[str, typer.Option(help="cot, direct, fewshot, comma separated")] = "cot",
@@ -113,7 +97,7 @@ def evaluate(
     ] = None,
     answer: Annotated[int, typer.Option(min=1, help="of these, tokens for the answer behind a forced close")] = 64,
     reward: Annotated[str | None, typer.Option(help="reward to score with; default: the task's own")] = None,
-    sampler: Annotated[SamplerName, typer.Option(help="what generates")] = SamplerName.vllm,
+    sampler: Annotated[Literal["vllm", "transformers"], typer.Option(help="what generates")] = "vllm",
     think: Annotated[bool, typer.Option(help="whether chains think first; a run knows, others are taken to")] = True,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer directory, for a URL")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -125,9 +109,9 @@ def evaluate(
     from rl.evalcommand import EvalRequest, parse_budgets, parse_list, parse_prompts, parse_tasks, run_eval
 
     request = EvalRequest(
-        target=target, tasks=parse_tasks(task), problems=problems, split=split.value,
+        target=target, tasks=parse_tasks(task), problems=problems, split=split,
         ks=parse_list(k, "--k", 1) or (1,), budgets=parse_budgets(budget), prompts=parse_prompts(prompt), shots=shots,
-        temperature=temperature, max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler.value,
+        temperature=temperature, max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler,
         think=think, tokenizer=tokenizer, seed=seed, out=out, resume=resume, as_json=json,
     )  # fmt: skip
     run_eval(request)

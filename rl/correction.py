@@ -23,7 +23,7 @@ def usable(sampler_logprobs: Tensor, mode: str) -> Tensor:
 
 def no_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
     """Mode `none`: all ones, [T]."""
-    return Correction(torch.ones_like(old_logprobs).detach(), {})
+    return Correction(torch.ones_like(old_logprobs), {})
 
 
 def token_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
@@ -31,9 +31,8 @@ def token_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: fl
 
     A token without a finite sampler logprob gets weight 0 and is counted as `missing`.
     """
-    known = torch.isfinite(sampler_logprobs)
-    gap = torch.where(known, (old_logprobs - sampler_logprobs).detach(), torch.zeros_like(old_logprobs).detach())
-    ratio = gap.clamp(max=20.0).exp()
-    weights = torch.where(known, ratio.clamp(max=maximum), torch.zeros_like(ratio))
+    known = usable(sampler_logprobs, "token")
+    ratio = (old_logprobs - sampler_logprobs).detach().exp()
+    weights = ratio.clamp(max=maximum).where(known, 0.0)
     metrics = {"missing": (~known).sum(), "truncated": (known & (ratio > maximum)).sum(), "weight": weights.sum()}
     return Correction(weights, metrics)

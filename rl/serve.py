@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from typing import Literal
 
 from rewards.errors import Fault
 from rl.backend import check_sync_dir, place_server, server_spec
@@ -28,10 +27,8 @@ async def _serve(config: Config) -> None:
     run = RunDir(config.run_dir)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     sync_dir = check_sync_dir(config.sync.dir)
-    load_format: Literal["auto", "dummy"] = (
-        "auto" if has_weights(config.model.path) else "dummy"
-    )  # dummy: random until the first push
     placement = place_server(config, setup.hardware, setup.context)
+    load_format = "auto" if has_weights(config.model.path) else "dummy"  # dummy: random until the first push
     spec = server_spec(config, setup.context, placement, str(sync_dir), load_format)
     log = run.path / "server.log"
     print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)

@@ -30,14 +30,29 @@ def train(
     """Train a policy on verifiable problems: rollouts by vLLM, scores by verifiers, GRPO updates."""
     from rl.doctor import check_shadowing
 
-    check_shadowing(Path.cwd())
+    check_shadowing(Path.cwd())  # before anything else of ours is imported
     check_world(os.environ)
+    from rl.config import dump_config, load_config, override_config
+    from rl.rundir import RunDir, open_run
+
     if resume is not None:
-        _resume(resume, [*([config] if config else []), *(overrides or [])])
-        return
-    if config is None:
+        run, own = open_run(resume)
+        settings = override_config(own, [*([config] if config else []), *(overrides or [])])
+    elif config is None:
         raise BadInput("name a configuration file (see configs/) or --resume RUN; `ponder train --help` has an example")
-    _start(config, overrides or [], replay, overwrite=overwrite, dry_run=dry_run, print_config=print_config)
+    else:
+        settings = load_config(config, overrides or [])
+        run = RunDir(settings.run_dir)
+    if print_config:
+        sys.stdout.write(dump_config(settings))
+    elif dry_run:
+        from rl.plan import print_plan
+
+        print_plan(settings)
+    else:
+        from rl.launch import launch
+
+        launch(settings, run, resume=resume is not None, replay=replay, overwrite=overwrite)
 
 
 def check_world(env: MutableMapping[str, str]) -> None:
@@ -51,35 +66,6 @@ def check_world(env: MutableMapping[str, str]) -> None:
     if size is not None and size != "1":
         raise BadInput(f"WORLD_SIZE={size}: the learner is one process so far; launch with --num_processes 1")
     env.pop("LOCAL_RANK", None)  # torchrun's world of one: accelerate would wrap the policy in DDP for it
-
-
-def _start(
-    path: str, overrides: list[str], replay: Path | None, *, overwrite: bool, dry_run: bool, print_config: bool
-) -> None:
-    from rl.config import dump_config, load_config
-    from rl.rundir import RunDir
-
-    config = load_config(path, overrides)
-    if print_config:
-        sys.stdout.write(dump_config(config))
-        return
-    if dry_run:
-        from rl.plan import print_plan
-
-        print_plan(config)
-        return
-    from rl.launch import launch
-
-    launch(config, RunDir(config.run_dir), replay=replay, overwrite=overwrite)
-
-
-def _resume(path: Path, overrides: list[str]) -> None:
-    from rl.config import override_config
-    from rl.launch import launch
-    from rl.rundir import open_run
-
-    run, config = open_run(path)
-    launch(override_config(config, overrides), run, resume=True)
 
 
 def main() -> None:
