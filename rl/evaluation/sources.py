@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from rewards.errors import BadInput
 from rl.config import read_yaml
-from rl.evaluation.points import COMPUTE, Accuracy, Cell, Policy, RunPoints, TrainPoint
-from rl.metrics import Row, read_metrics
+from rl.evaluation.accuracy import Accuracy
+from rl.evaluation.thinking import Cell, Thinker
+from rl.evaluation.training import COMPUTE, Run, TrainPoint
+from rl.metrics import read_metrics
 from rl.rundir import RunDir
-from rollout.evaluate import pass_at_1, wilson
+from rollout.evaluate import wilson
 
 
-class CellRow(BaseModel):
+class CellRow(BaseModel, allow_inf_nan=False):
     """What the axes need of a cell; `outcomes` holds (correct, judged) of each problem where the file tells."""
-
-    model_config = ConfigDict(allow_inf_nan=False, frozen=True)
 
     prompt: str
     budget: int | None
-    temperature: float | None = None
     n_problems: int = Field(ge=1)
     n_samples: int = Field(ge=1)
     accuracy: float = Field(alias="pass@1", ge=0, le=1)
@@ -43,47 +42,61 @@ class EvalFile(BaseModel):
     cells: list[CellRow] = Field(min_length=1)
 
 
-def read_sources(paths: Sequence[Path]) -> list[RunPoints]:
-    """Runs in the order given, each followed by the runs in its sub-directories (other seeds); evaluation files last.
+def read_sources(paths: Sequence[Path]) -> tuple[list[Run], list[Thinker]]:
+    """Runs in the order given, each followed by those in its sub-directories (other seeds); and the policies.
 
-    Files in a run's eval/ are points of that run, others are policies by their names. Raises BadInput.
+    Policies are those of evaluation files, by their names, then those of the first run that has any. Raises BadInput.
     """
-    runs: list[RunPoints] = []
-    files: list[Path] = []
+    runs: list[Run] = []
+    beside: list[Thinker] = []
+    trained: list[Thinker] = []
     for path in paths:
-        if path.is_dir():
-            runs += [read_run(folder) for folder in _run_folders(path)]
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise BadInput(f"{path}: no such run directory or evaluation file")
-    owners = {path: path.resolve().parents[1] for path in files if _in_run(path)}
-    for folder in dict.fromkeys(owners.values()):
-        runs.append(read_run(folder, [path.stem for path, owner in owners.items() if owner == folder]))
-    loose = tuple(_policy(path.stem, read_cells(path)) for path in files if path not in owners)
-    runs += [RunPoints("evaluations", policies=loose)] if loose else []
-    if not any(run.train or run.policies for run in runs):
-        raise BadInput(f"{' '.join(map(str, paths))}: no evaluation in it; set eval.every, or give eval files")
-    return runs
+        if path.is_file():
+            beside.append(read_thinker(path.stem, path))
+            continue
+        inside = (path, *sorted(path.iterdir())) if path.is_dir() else ()
+        folders = [folder for folder in inside if (folder / "metrics.jsonl").is_file() or (folder / "eval").is_dir()]
+        if not folders:
+            raise BadInput(f"{path} is no evaluation file and no run directory (with metrics.jsonl or eval/ in it)")
+        for folder in folders:
+            runs.append(read_run(folder))
+            trained = trained or read_thinkers(folder)
+    return runs, [*beside, *trained]
 
 
-def read_run(path: Path, labels: Sequence[str] | None = None) -> RunPoints:
-    """The points of one run directory, of `labels` alone where given; `eval/` may be absent. Raises BadInput."""
+def read_run(path: Path) -> Run:
+    """Metrics, configuration and eval/step-N.json of one run directory; each may be absent. Raises BadInput."""
     run = RunDir(path)
-    rows = {row["step"]: row for row in _metrics(run.metrics)}
-    files = {file.stem: file for file in run.eval.glob("*.json") if labels is None or file.stem in labels}
-    names = {"base": "base"} | {f"budgets-step-{n}": f"step {n}" for n in _steps(files, "budgets-step-")}
-    return RunPoints(
-        path.resolve().name,
-        tuple(_train_point(step, files[f"step-{step}"], rows) for step in _steps(files, "step-")),
-        tuple(
-            _policy(name, read_cells(files[label]))
-            for label, name in (names | {"final": "final"}).items()
-            if label in files
-        ),
-        tuple(rows.values()),
-        read_yaml(run.config) if run.config.is_file() else {},
-    )
+    try:
+        rows = {row["step"]: row for row in read_metrics(run.metrics)}
+    except ValueError as error:
+        raise BadInput(f"{run.metrics} has a line that is not JSON ({error}); give it as the run wrote it") from None
+    points = []
+    for step, file in _by_step(run.eval, "step-"):
+        if step and step not in rows:
+            raise BadInput(f"{file}: metrics.jsonl has no step {step}; they are of two runs, or the run was cut short")
+        row = rows.get(step, {})
+        compute = {name: float(sum(row.get(key) or 0.0 for key in keys)) for name, keys in COMPUTE.items()}
+        points.append(TrainPoint(step, compute, read_thinker(file.stem, file).longest.accuracy))
+    config = read_yaml(run.config) if run.config.is_file() else {}
+    return Run(path.resolve().name, points, tuple(rows.values()), config)
+
+
+def read_thinkers(path: Path) -> list[Thinker]:
+    """Base, checkpoints and final policy of one run directory, those that were measured on test. Raises BadInput."""
+    folder = RunDir(path).eval
+    files = {f"step {step}": file for step, file in _by_step(folder, "budgets-step-")}
+    files = {"base": folder / "base.json", **files, "final": folder / "final.json"}
+    return [read_thinker(name, file) for name, file in files.items() if file.is_file()]
+
+
+def read_thinker(name: str, path: Path) -> Thinker:
+    """The policy that an evaluation file measured: one Cell for each prompt and cap. Raises BadInput."""
+    groups: dict[tuple[str, int | None], list[CellRow]] = {}
+    for row in read_cells(path):
+        groups.setdefault((row.prompt, row.budget), []).append(row)
+    cells = [_cell(group) for group in groups.values()]
+    return Thinker(name, tuple(sorted(cells, key=lambda cell: math.inf if cell.budget is None else cell.budget)))
 
 
 def read_cells(path: Path) -> list[CellRow]:
@@ -96,77 +109,28 @@ def read_cells(path: Path) -> list[CellRow]:
         raise BadInput(f"{path} is no evaluation file of `ponder eval` or a run: {where}: {first['msg']}") from None
 
 
-def _run_folders(path: Path) -> list[Path]:
-    seeds = sorted(folder for folder in path.iterdir() if (folder / "metrics.jsonl").is_file())
-    if (path / "metrics.jsonl").is_file() or (path / "eval").is_dir():
-        return [path, *seeds]
-    if not seeds:
-        raise BadInput(f"{path} is not a run directory (no metrics.jsonl and no eval/ in it)")
-    return seeds
+def _by_step(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """(N, file) of the files `prefix`N.json, by N."""
+    names = {file: re.fullmatch(rf"{prefix}(\d+)\.json", file.name) for file in folder.glob("*.json")}
+    return sorted((int(found[1]), file) for file, found in names.items() if found)
 
 
-def _in_run(path: Path) -> bool:
-    """Whether an evaluation file is one of a run's own."""
-    folder = path.resolve().parent
-    return folder.name == "eval" and (folder.parent / "metrics.jsonl").is_file()
-
-
-def _metrics(path: Path) -> list[Row]:
-    try:
-        return read_metrics(path)
-    except ValueError as error:
-        raise BadInput(f"{path} has a line that is not JSON ({error}); give the file as the run wrote it") from None
-
-
-def _steps(labels: Sequence[str] | dict[str, Any], prefix: str) -> list[int]:
-    """The numbers N of labels `prefix`N, ascending."""
-    return sorted(int(found[1]) for label in labels if (found := re.fullmatch(rf"{prefix}(\d+)", label)))
-
-
-def _train_point(step: int, path: Path, rows: dict[int, Row]) -> TrainPoint:
-    """The chain cells with the largest cap, and the compute that the metrics count up to `step`."""
-    if step and step not in rows:
-        raise BadInput(f"{path}: metrics.jsonl has no step {step}; they are of two runs, or the run was cut short")
-    row = rows.get(step, {})
-    compute = {name: float(sum(row.get(key) or 0.0 for key in keys)) for name, keys in COMPUTE.items()}
-    return TrainPoint(step, compute, _policy(path.stem, read_cells(path)).longest.accuracy)
-
-
-def _policy(name: str, rows: list[CellRow]) -> Policy:
-    """One Cell for each prompt and cap. Of several temperatures, the one with most cells (ties: the first) is taken."""
-    temperatures = [row.temperature for row in rows]
-    usual = max(dict.fromkeys(temperatures), key=temperatures.count)
-    groups: dict[tuple[str, int | None], list[CellRow]] = {}
-    for row in rows:
-        if row.temperature == usual:
-            groups.setdefault((row.prompt, row.budget), []).append(row)
-    cells = [_cell(prompt, budget, group) for (prompt, budget), group in groups.items()]
-    return Policy(name, tuple(sorted(cells, key=lambda cell: math.inf if cell.budget is None else cell.budget)))
-
-
-def _cell(prompt: str, budget: int | None, group: list[CellRow]) -> Cell:
+def _cell(group: list[CellRow]) -> Cell:
     """Cells of several tasks as one: means over all their problems."""
-    problems, samples = [row.n_problems for row in group], [row.n_samples for row in group]
+    first, problems = group[0], [row.n_problems for row in group]
 
-    def by_k(values: list[dict[int, float]]) -> dict[int, float]:
-        ks = sorted(set.intersection(*map(set, values)))
-        return {k: float(np.average([value[k] for value in values], weights=problems)) for k in ks}
+    def mean(values: Iterable[float]) -> float:
+        return float(np.average(list(values), weights=problems))
 
-    tokens = float(np.average([row.tokens for row in group], weights=samples))
-    pass_at, majority_at = by_k([row.pass_at for row in group]), by_k([row.majority_at for row in group])
-    return Cell(prompt, budget, tokens, _accuracy(group), pass_at, majority_at)
+    def by_k(rows: list[dict[int, float]]) -> dict[int, float]:
+        return {k: mean(row[k] for row in rows) for k in rows[0] if all(k in row for row in rows)}
 
-
-def _accuracy(group: list[CellRow]) -> Accuracy:
-    problems = sum(row.n_problems for row in group)
-    value = sum(row.accuracy * row.n_problems for row in group) / problems
     pairs = [pair for row in group for pair in row.outcomes or []]
-    told = all(row.outcomes for row in group)
-    correct, judged = np.array(pairs, dtype=float).T if told else (None, None)
-    if len(group) == 1:
-        low, high = group[0].ci95
-    elif told:
-        low, high = pass_at_1([[True] * c + [False] * (j - c) for c, j in pairs])["ci95"]
-    else:
-        low, high = wilson(value, problems)
-    return Accuracy(value, (low, high), problems, correct, judged)
+    outcomes = np.array(pairs, dtype=float) if all(row.outcomes for row in group) else None
+    accuracy = Accuracy(mean(row.accuracy for row in group), first.ci95, sum(problems), outcomes)
+    if len(group) > 1:
+        low, high = wilson(accuracy.value, accuracy.size)
+        accuracy = replace(accuracy, ci95=(low, high))
+    tokens = float(np.average([row.tokens for row in group], weights=[row.n_samples for row in group]))
+    pass_at, majority_at = by_k([row.pass_at for row in group]), by_k([row.majority_at for row in group])
+    return Cell(first.prompt, first.budget, tokens, accuracy, pass_at, majority_at)

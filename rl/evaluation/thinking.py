@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
-from rl.evaluation.intervals import gain_between
-from rl.evaluation.passk import fit_rates
-from rl.evaluation.points import Cell, Policy
-from rl.evaluation.verdicts import Verdict, decide
+from rl.evaluation.accuracy import Accuracy, Gain, Verdict, gain_between
+from rl.evaluation.fits import fit_rates, pass_at
 
-BEYOND = 4
-"""pass@k is derived up to so many times the samples that were taken."""
+BEYOND = 4  # pass@k is derived up to so many times the samples that were taken
 
 
 @dataclass(frozen=True)
-class Doubling:
-    """What twice the cap adds."""
+class Cell:
+    """One prompt at one thinking cap, all tasks of the evaluation together."""
 
-    before: int  # cap
-    after: int
-    tokens_before: float
-    tokens_after: float
-    gain: float
-    ci95: tuple[float, float]
-
-    @property
-    def counts(self) -> bool:
-        """Whether it adds more than its interval."""
-        return self.ci95[0] > 0
+    prompt: str
+    budget: int | None  # None = no cap
+    tokens: float  # really spent, mean of a chain
+    accuracy: Accuracy
+    pass_at: dict[int, float]  # unbiased
+    majority_at: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -44,122 +36,76 @@ class SamplePoint:
 
 @dataclass(frozen=True)
 class Thinker:
-    """One policy on the axis."""
+    """Weights whose thinking was measured."""
 
     name: str
-    caps: tuple[Cell, ...]  # by cap, no cap last
-    samples: tuple[SamplePoint, ...]
-    direct: Cell | None
-    direct_gain: tuple[float, tuple[float, float]] | None  # chain - direct, with its interval
+    cells: tuple[Cell, ...]  # the smallest cap first, no cap last
+
+    @cached_property
+    def caps(self) -> tuple[Cell, ...]:
+        """Cells that think: prompted by `cot`, or by another prompt where there is none."""
+        chains = tuple(cell for cell in self.cells if cell.prompt != "direct")
+        return tuple(cell for cell in chains if cell.prompt == "cot") or chains
+
+    @property
+    def direct(self) -> Cell | None:
+        """The cell that answers at once."""
+        return next((cell for cell in self.cells if cell.prompt == "direct"), None)
+
+    @property
+    def longest(self) -> Cell:
+        """The chain cell with the largest cap (without chains, the direct one)."""
+        return (self.caps or self.cells)[-1]
+
+    @cached_property
+    def samples(self) -> tuple[SamplePoint, ...]:
+        """k = 1, 2, 4, … and those measured; none where one sample a problem was taken."""
+        cell, most = self.longest, max(self.longest.pass_at, default=1)
+        if most == 1:
+            return ()
+        rates = fit_rates(cell.accuracy.outcomes) if cell.accuracy.outcomes is not None else None
+        reach = BEYOND * most if rates else most
+        ks = sorted({*cell.pass_at, *(2**i for i in range(reach.bit_length()))})
+        derived = {k: pass_at(k, *rates) for k in ks} if rates else {}
+        return tuple(
+            SamplePoint(k, k * cell.tokens, derived.get(k), cell.pass_at.get(k), cell.majority_at.get(k)) for k in ks
+        )
 
 
 @dataclass(frozen=True)
-class FrontierPoint:
-    """The best that so many tokens bought; `by` is cap, direct, majority or pass@k."""
+class Doubling:
+    """What twice the cap adds; it counts where that is more than its interval: where it is rising."""
 
-    tokens: float
-    accuracy: float
-    policy: str
-    by: str
-    setting: int | None  # the cap, or k
+    before: Cell
+    after: Cell
+    added: Gain
 
 
 @dataclass(frozen=True)
 class ThinkingAxis:
-    """All policies; the verdict is the last one's."""
+    """All policies; doublings and verdict are the last one's."""
 
-    thinkers: tuple[Thinker, ...]
-    frontier: tuple[FrontierPoint, ...]
-    doublings: tuple[Doubling, ...] = ()  # of the last policy
-    tail: tuple[float, tuple[float, float]] | None = None  # what all caps past the last counted doubling add
-    verdict: Verdict = field(default="undecided")
-
-    @property
-    def counted(self) -> int:
-        """Doublings that add more than their interval."""
-        return sum(doubling.counts for doubling in self.doublings)
-
-    @property
-    def saturated_at(self) -> float | None:
-        """Tokens after the last doubling that counted (before the first, if none did); None while the last counts."""
-        if not self.doublings or self.doublings[-1].counts:
-            return None
-        last = last_counted(self.doublings)
-        return self.doublings[0].tokens_before if last is None else self.doublings[last].tokens_after
+    thinkers: list[Thinker]
+    doublings: list[Doubling]
+    counted: list[Doubling]  # those that count
+    verdict: Verdict
+    saturated_at: float | None  # tokens after the last doubling that counts; None while the last of all does
+    tail: Gain | None  # what all caps past that add together
 
 
-def measure_thinking(policies: Sequence[Policy]) -> ThinkingAxis:
-    """Place policies on the axis (each with a chain cell, the final one last) and judge the last."""
-    thinkers = tuple(_thinker(policy) for policy in policies)
-    caps = thinkers[-1].caps
-    doublings = tuple(find_doublings(caps))
-    tail, verdict = judge(caps, doublings)
-    return ThinkingAxis(thinkers, tuple(find_frontier(thinkers)), doublings, tail, verdict)
+def measure_thinking(thinkers: list[Thinker]) -> ThinkingAxis:
+    """Place policies on the axis (each with a chain cell, the final one last) and judge the last.
 
-
-def find_doublings(caps: Sequence[Cell]) -> Iterable[Doubling]:
-    """Every pair of caps of which one is twice the other; from 0 there is none."""
-    by_cap = {cell.budget: cell for cell in caps if cell.budget}
-    for cap, before in by_cap.items():
-        if cap is not None and (after := by_cap.get(2 * cap)) is not None:
-            gain, ci95 = gain_between(before.accuracy, after.accuracy)
-            yield Doubling(cap, 2 * cap, before.tokens, after.tokens, gain, ci95)
-
-
-def last_counted(doublings: Sequence[Doubling]) -> int | None:
-    """Index of the last doubling that counts, None where none does."""
-    return max((i for i, doubling in enumerate(doublings) if doubling.counts), default=None)
-
-
-def judge(
-    caps: Sequence[Cell], doublings: Sequence[Doubling]
-) -> tuple[tuple[float, tuple[float, float]] | None, Verdict]:
-    """rising while the last doubling counts; else what all larger caps add together (the tail) decides."""
-    if not doublings:
-        return None, "undecided"
-    if doublings[-1].counts:
-        return None, "rising"
-    last = last_counted(doublings)
-    start = doublings[0].before if last is None else doublings[last].after
-    by_cap = {cell.budget: cell for cell in caps}
-    gain, ci95 = gain_between(by_cap[start].accuracy, by_cap[doublings[-1].after].accuracy)
-    verdict = decide(ci95)
-    return (gain, ci95), "undecided" if verdict == "rising" else verdict  # together they add, no doubling alone does
-
-
-def find_frontier(thinkers: Sequence[Thinker]) -> Iterable[FrontierPoint]:
-    """The upper envelope of everything measured: each point beats all that cost no more tokens."""
-    points = [point for thinker in thinkers for point in _measured(thinker)]
-    best = -1.0
-    for point in sorted(points, key=lambda point: (point.tokens, -point.accuracy)):
-        if point.accuracy > best:
-            best = point.accuracy
-            yield point
-
-
-def _measured(thinker: Thinker) -> Iterable[FrontierPoint]:
-    for cell in [*thinker.caps, *([thinker.direct] if thinker.direct else [])]:
-        by = "direct" if cell is thinker.direct else "cap"
-        yield FrontierPoint(cell.tokens, cell.accuracy.value, thinker.name, by, cell.budget)
-    for point in thinker.samples:
-        for by, value in (("majority", point.majority), ("pass@k", point.unbiased)):
-            if value is not None and point.k > 1:
-                yield FrontierPoint(point.tokens, value, thinker.name, by, point.k)
-
-
-def _thinker(policy: Policy) -> Thinker:
-    direct, longest = policy.direct, policy.longest
-    gain = gain_between(direct.accuracy, longest.accuracy) if direct else None
-    return Thinker(policy.name, policy.chains, tuple(_by_samples(longest)), direct, gain)
-
-
-def _by_samples(cell: Cell) -> Iterable[SamplePoint]:
-    """k = 1, 2, 4, … and those measured; nothing where one sample a problem was taken."""
-    accuracy, most = cell.accuracy, max(cell.pass_at, default=1)
-    told = accuracy.correct is not None and accuracy.judged is not None
-    rates = fit_rates(accuracy.correct, accuracy.judged) if told else None  # type: ignore[arg-type]
-    reach = BEYOND * most if rates else most
-    ks = {*cell.pass_at, *(2**i for i in range(reach.bit_length()))} if most > 1 else set()
-    for k in sorted(ks):
-        derived = rates.pass_at(k) if rates else None
-        yield SamplePoint(k, k * cell.tokens, derived, cell.pass_at.get(k), cell.majority_at.get(k))
+    rising while the last doubling counts; else what all larger caps add together tells saturated from undecided.
+    """
+    caps = {cell.budget: cell for cell in thinkers[-1].caps if cell.budget}
+    pairs = [(cell, caps[2 * cap]) for cap, cell in caps.items() if 2 * cap in caps]
+    doublings = [Doubling(before, after, gain_between(before.accuracy, after.accuracy)) for before, after in pairs]
+    counted = [doubling for doubling in doublings if doubling.added.verdict == "rising"]
+    verdict: Verdict = doublings[-1].added.verdict if doublings else "undecided"
+    saturated_at = tail = None
+    if doublings and verdict != "rising":
+        start = counted[-1].after if counted else doublings[0].before
+        saturated_at, tail = start.tokens, gain_between(start.accuracy, doublings[-1].after.accuracy)
+        verdict = "saturated" if tail.verdict == "saturated" else "undecided"  # not rising: none of them does alone
+    return ThinkingAxis(thinkers, doublings, counted, verdict, saturated_at, tail)

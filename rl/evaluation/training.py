@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rewards.types import STATUSES
+from rl.evaluation.accuracy import QUANTILES, Accuracy, Array, Gain, Verdict, interval, means, resample
 from rl.evaluation.fits import Fit, fit_curve
-from rl.evaluation.intervals import QUANTILES, interval, means, resample
-from rl.evaluation.points import Accuracy, Array, RunPoints, TrainPoint
-from rl.evaluation.verdicts import MIN_CHECK, MIN_FIT, Verdict, decide, name_bottleneck, read_signals
+from rl.metrics import Row
 
-FIT_DRAWS = 400
-"""Resamples that are fitted; a fit takes milliseconds."""
+COMPUTE = {  # what the axis may count, and the metrics of a step that add up to it
+    "flops": ("total/flops/train", "total/flops/rollout"),
+    "tokens": ("total/tokens/generated",),
+    "steps": ("step",),
+    "seconds": ("total/time/step",),
+}
+FIT_DRAWS = 400  # resamples that are fitted; a fit takes milliseconds
+MIN_FIT = 4  # points, the base among them, below which nothing is fitted: the curve has three free parameters
+MIN_CHECK = 8  # points below which there is no check and no verdict: half of them must still carry a fit
+
+
+@dataclass(frozen=True)
+class TrainPoint:
+    """A checkpoint on val."""
+
+    step: int
+    compute: dict[str, float]  # cumulative, by the names of COMPUTE
+    accuracy: Accuracy
+
+
+class Run(NamedTuple):
+    """What a run directory tells of its training."""
+
+    name: str
+    points: list[TrainPoint]
+    rows: Sequence[Row] = ()  # metrics.jsonl
+    config: Mapping[str, Any] = {}  # config.yaml as it stands
 
 
 @dataclass(frozen=True)
@@ -36,72 +64,45 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Slope:
-    """How accuracy moved over the last third of the points: a weighted straight line in log2 of compute."""
-
-    points: int
-    gain: float  # of accuracy, from its first to its last point
-    ci95: tuple[float, float]
-    per_doubling: float
-    per_doubling_ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class TrainAxis:
-    """One run's training axis; `seeds` are those of the runs beside it."""
+    """One run's training axis, by compute; what there are too few points for is None."""
 
     name: str
-    x: str  # a key of points.COMPUTE
-    points: tuple[TrainPoint, ...]  # by compute
-    half: Prediction | None  # from the first `split` points
-    whole: Prediction | None  # from all
+    x: str  # a key of COMPUTE
+    points: list[TrainPoint]
+    compute: Array  # [n]
+    accuracies: list[Accuracy]  # n
     split: int
+    half: Prediction | None  # from the first `split` points: half of them, or all where there are too few for a check
     inside: float | None  # share of the other points in the band of `half`
     band_at_end: float | None  # its half width at the last point
-    slope: Slope | None
+    slope: Gain | None  # of the last third
     verdict: Verdict
-    signals: dict[str, float | None]
     bottleneck: str | None  # None while rising
-    seeds: tuple[TrainAxis, ...] = ()
-
-    @property
-    def compute(self) -> Array:
-        """[n]"""
-        return np.array([point.compute[self.x] for point in self.points])
-
-    @property
-    def accuracies(self) -> list[Accuracy]:
-        """n of them."""
-        return [point.accuracy for point in self.points]
-
-    @property
-    def sizes(self) -> Array:
-        """[n] problems that would measure as exactly with one sample each."""
-        return np.array([accuracy.size for accuracy in self.accuracies])
+    seeds: tuple[TrainAxis, ...] = ()  # the runs beside this one
 
 
-def measure_training(run: RunPoints, x: str, seeds: tuple[TrainAxis, ...] = ()) -> TrainAxis:
-    """Fit, check and judge one run's points. What there are too few points for is None, and the verdict undecided."""
-    points = tuple(sorted(run.train, key=lambda point: (point.compute[x], point.step)))
+def measure_training(run: Run, x: str = "flops") -> TrainAxis:
+    """Fit, check and judge a run's points; `x` is a key of COMPUTE."""
+    points = sorted(run.points, key=lambda point: (point.compute[x], point.step))
     compute = np.array([point.compute[x] for point in points])
     accuracies = [point.accuracy for point in points]
-    anchored = len(points) >= MIN_FIT and points[0].step == 0 and compute[1] > 0
-    checked = anchored and len(points) >= MIN_CHECK
-    split = (len(points) + 1) // 2
-    half = predict(compute[:split], accuracies[:split]) if checked else None
-    whole = predict(compute, accuracies) if anchored else None
-    inside = band_at_end = None
-    if half is not None:
-        values, sizes = np.array([a.value for a in accuracies]), np.array([a.size for a in accuracies])
-        low, high = half.band(compute, sizes)
+    fitted = len(points) >= MIN_FIT and points[0].step == 0 and compute[1] > 0
+    checked = fitted and len(points) >= MIN_CHECK
+    split = (len(points) + 1) // 2 if checked else len(points)
+    half = predict(compute[:split], accuracies[:split]) if fitted else None
+    inside = band_at_end = slope = None
+    verdict: Verdict = "undecided"
+    if half is not None and checked:
+        values = np.array([accuracy.value for accuracy in accuracies])
+        low, high = half.band(compute, np.array([accuracy.size for accuracy in accuracies]))
         inside = float(np.mean((low <= values)[split:] & (values <= high)[split:]))
         band_at_end = float(high[-1] - low[-1]) / 2
-    slope = measure_slope(compute, accuracies) if checked else None
-    verdict = decide(slope.ci95) if slope is not None else "undecided"
-    signals = read_signals(run.rows, run.config)
-    bottleneck = None if verdict == "rising" else name_bottleneck(signals)
+        slope = measure_slope(compute, accuracies)
+        verdict = slope.verdict
+    bottleneck = None if verdict == "rising" else name_bottleneck(run.rows, run.config)
     return TrainAxis(
-        run.name, x, points, half, whole, split, inside, band_at_end, slope, verdict, signals, bottleneck, seeds
+        run.name, x, points, compute, accuracies, split, half, inside, band_at_end, slope, verdict, bottleneck
     )
 
 
@@ -115,19 +116,15 @@ def predict(compute: Array, accuracies: list[Accuracy]) -> Prediction:
     return Prediction(fit, draws, scatter)
 
 
-def measure_slope(compute: Array, accuracies: list[Accuracy]) -> Slope:
-    """Of the last third of points [n], at least three."""
+def measure_slope(compute: Array, accuracies: list[Accuracy]) -> Gain:
+    """What a weighted straight line in log2 of compute gains over the last third of points [n], at least three."""
     third = max(3, round(len(accuracies) / 3))
     last, x = accuracies[-third:], np.log2(compute[-third:])
     values, spread = means(last)
-    weights = spread**-2 / (spread**-2).sum()
-    centred = x - weights @ x
-    direction = weights * centred / (weights @ centred**2)  # direction @ values: the weighted least-squares slope
-    slope = float(direction @ values)
-    scatter = excess_scatter((values - weights @ values - slope * centred) / spread, parameters=2)
-    draws = _scattered(resample(last), spread, scatter) @ direction
-    width = float(x[-1] - x[0])
-    return Slope(third, slope * width, interval(draws * width), slope, interval(draws))
+    slope, level = np.polyfit(x, values, 1, w=1 / spread)
+    scatter = excess_scatter((values - level - slope * x) / spread, parameters=2)
+    slopes = np.polyfit(x, _scattered(resample(last), spread, scatter).T, 1, w=1 / spread)[0]  # [draws]
+    return Gain(float(slope * (x[-1] - x[0])), interval(slopes * (x[-1] - x[0])))
 
 
 def excess_scatter(residuals: Array, parameters: int) -> float:
@@ -142,3 +139,32 @@ def _scattered(resampled: Array, spread: Array, scatter: float) -> Array:
     """Resamples [draws, n] with the scatter that resampling problems can't give, as normal noise."""
     noise = np.random.default_rng(2).standard_normal(resampled.shape)
     return np.asarray(np.clip(resampled + noise * spread * (scatter**2 - 1) ** 0.5, 0, 1))
+
+
+def name_bottleneck(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
+    """What may hold training back, the farthest past its threshold first; `none seen` where nothing is.
+
+    Judged by means over the last third of a run's steps; NaN, which reaches no threshold, where nothing was logged.
+    """
+    third = max(1, len(rows) // 3)
+    first, last = rows[:third], rows[-third:]
+    chains = sum(row.get(f"samples/{status}") or 0 for row in last for status in STATUSES)
+    truncated = sum(row.get("samples/truncated") or 0 for row in last)
+    problems = config.get("rollout", {}).get("problems")
+    low_precision = config.get("model", {}).get("dtype") == "bfloat16"
+    bound = config.get("sync", {}).get("bound") or (1e-3 if low_precision else 1e-6)
+    signals = [  # value, the threshold from which it is named, words
+        (truncated / (chains or math.nan), 0.10, "chains cut at the token limit"),
+        (_mean(last, "groups/no_variance") / (problems or math.nan), 0.50, "groups whose chains all score alike"),
+        (1 - _mean(last, "entropy") / (_mean(first, "entropy") or math.nan), 0.75, "entropy lost since the start"),
+        (_mean(last, "mismatch_kl/fresh") / bound, 1.0, "mismatch of server and learner, in its bound"),
+        (_mean(last, "chain/repeated"), 0.20, "attempts that repeat an earlier one"),
+    ]
+    named = [(value / least, f"{words} {100 * value:.0f} %") for value, least, words in signals if value >= least]
+    return "; ".join(words for _, words in sorted(named, key=lambda pair: -pair[0])) or "none seen"
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    values = np.array([row.get(key) for row in rows], dtype=float)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan

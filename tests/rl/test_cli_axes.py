@@ -33,28 +33,26 @@ def test_pictures_go_into_the_run_and_words_to_stdout(run: Path, capsys: pytest.
 
 
 def test_json_alone_is_on_stdout(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ponder("scaling", run, "--json", "--x", "tokens", "--out", tmp_path / "deep/x", "--format", "svg") == 0
+    assert ponder("scaling", run, "--json", "--x", "tokens", "--out", tmp_path / "deep/new") == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data) == {"train_axis", "thinking_axis"}
     assert data["train_axis"]["x"] == "tokens"
-    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"x-train.svg", "x-thinking.svg"}
-    assert ponder("scaling", run, "--out", f"{tmp_path}/new/", "--format", "svg") == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"scaling-train.svg", "scaling-thinking.svg"}
+    assert {path.name for path in (tmp_path / "deep/new").iterdir()} == PICTURES
 
 
 def test_several_sources_draw_into_the_working_directory(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert ponder("scaling", run, run, "--format", "png") == 0
-    assert {path.name for path in tmp_path.glob("scaling*")} == {"scaling-train.png", "scaling-thinking.png"}
+    assert ponder("scaling", run, run) == 0
+    assert {path.name for path in tmp_path.glob("scaling*")} == PICTURES
 
 
 def test_one_axis_gives_its_picture(tmp_path: Path) -> None:
     rows = [cell(outcomes(mean, 100, 1, 1), cap, budget=cap) for mean, cap in ((0.2, 16), (0.5, 32))]
     path = write_cells(tmp_path / "e.json", rows)
-    assert ponder("scaling", path, "--out", tmp_path, "--format", "png") == 0
-    assert {p.name for p in tmp_path.glob("scaling*")} == {"scaling-thinking.png"}
+    assert ponder("scaling", path, "--out", tmp_path) == 0
+    assert {p.name for p in tmp_path.glob("scaling*")} == {"scaling-thinking.png", "scaling-thinking.svg"}
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

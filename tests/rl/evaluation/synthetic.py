@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from rl.evaluation.accuracy import Accuracy
 from rl.evaluation.fits import Fit
-from rl.evaluation.points import Accuracy
 
 CURVE = Fit(base=0.25, ceiling=0.85, midpoint=4e12, exponent=1.3)
 CAPS = (0, 16, 32, 64, 128, 256, 512, 1024)
@@ -33,9 +33,9 @@ def accuracy(pairs: Sequence[Sequence[int]] | None, value: float | None = None, 
     if pairs is None:
         assert value is not None
         return Accuracy(value, (value, value), problems)
-    correct, judged = np.array(pairs, dtype=float).T
-    mean = float((correct / judged).mean())
-    return Accuracy(mean, (mean, mean), len(pairs), correct, judged)
+    outcomes = np.array(pairs, dtype=float)
+    mean = float((outcomes[:, 0] / outcomes[:, 1]).mean())
+    return Accuracy(mean, (mean, mean), len(pairs), outcomes)
 
 
 def cell(pairs: list[list[int]], tokens: float, told: bool = True, **fields: Any) -> dict[str, Any]:

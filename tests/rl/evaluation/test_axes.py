@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
 from rewards.errors import BadInput
-from rl.evaluation.axes import Axes, as_json, read_axes, summarise, verdicts
-from rl.evaluation.figures import PAGE, svg, thinking_figure, train_figure
+from rl.evaluation.accuracy import Accuracy
+from rl.evaluation.axes import Axes, read_axes, summarise, to_json, verdicts
+from rl.evaluation.figures import thinking_figure, train_figure
+from rl.evaluation.thinking import Cell, Thinker, measure_thinking
 from tests.rl.evaluation.synthetic import cell, outcomes, write_cells, write_run
 
 
@@ -25,24 +26,24 @@ def axes(tmp_path_factory: pytest.TempPathFactory) -> Axes:
 
 
 def test_json_has_what_the_contract_names(axes: Axes) -> None:
-    data = json.loads(json.dumps(as_json(axes), allow_nan=False))
+    data = json.loads(json.dumps(to_json(axes), allow_nan=False))
     train, thinking = data["train_axis"], data["thinking_axis"]
     assert len(train["points"]) == 17
     assert train["points"][3].items() >= {"step": 30, "flops": 3e12, "tokens": 1.2e6, "seconds": 600.0}.items()
-    assert train["fit"]["first_half"]["points"] == 9
-    assert train["fit"]["all"]["R0"] == train["points"][0]["accuracy"]
-    low, high = train["fit"]["all"]["A_ci95"]
+    assert train["fit"]["points"] == 9
+    assert train["fit"]["base"] == train["points"][0]["accuracy"]
+    low, high = train["fit"]["ceiling_ci95"]
     assert low <= 0.85 <= high
     assert train["inside"] >= 0.8
     assert 0 < train["band_at_end"] <= 0.15
-    assert set(train["slope_last_third"]) == {"points", "gain", "ci95", "per_doubling", "per_doubling_ci95"}
+    assert set(train["slope_last_third"]) == {"gain", "ci95"}
     assert train["verdict"] in ("rising", "saturated", "undecided")
     assert (train["bottleneck"] is None) == (train["verdict"] == "rising")
     assert [seed["run"] for seed in train["seeds"]] == ["seed-2"]
     assert len(thinking["points"]) == 27
     assert thinking["policy"] == "final"
-    assert thinking["doublings"] == sum(d["counts"] for d in thinking["doubling_list"]) >= 5
-    assert thinking["doubling_list"][0]["from"] == 16
+    assert thinking["doublings"] == sum(d["ci95"][0] > 0 for d in thinking["doubling_list"]) >= 5
+    assert thinking["doubling_list"][0]["caps"] == [16, 32]
     assert {row["k"] for row in thinking["samples"]} == {1, 2, 4, 8, 16}
     assert [row["policy"] for row in thinking["direct"]] == ["base", "step 80", "final"]
     assert thinking["saturated_at"] is None or thinking["saturated_at"] > 0
@@ -59,7 +60,7 @@ def test_words_and_verdicts_agree(axes: Axes) -> None:
 def test_one_axis_at_hand_leaves_the_other_null(tmp_path: Path) -> None:
     rows = [cell(outcomes(mean, 100, 1, 1), cap, budget=cap) for mean, cap in ((0.2, 16), (0.5, 32))]
     axes = read_axes([write_cells(tmp_path / "e.json", rows)])
-    data = as_json(axes)
+    data = to_json(axes)
     assert data["train_axis"] is None
     assert data["thinking_axis"]["doublings"] == 1
     assert len(summarise(axes)) == 1
@@ -70,7 +71,7 @@ def test_one_axis_at_hand_leaves_the_other_null(tmp_path: Path) -> None:
 
 
 def test_files_without_outcomes_still_work(tmp_path: Path) -> None:
-    data = as_json(read_axes([write_run(tmp_path / "old", told=False)]))
+    data = to_json(read_axes([write_run(tmp_path / "old", told=False)]))
     assert data["train_axis"]["inside"] >= 0.8
     assert data["thinking_axis"]["doublings"] >= 3
     assert all(row["derived"] is None for row in data["thinking_axis"]["samples"])
@@ -85,8 +86,9 @@ def test_an_evaluation_beside_a_run_leaves_the_runs_verdict(tmp_path: Path) -> N
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--x 'hours'"):
-        read_axes([tmp_path], "hours")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(BadInput, match="one point makes no axis"):
+        read_axes([tmp_path])
     with pytest.raises(BadInput, match="one point makes no axis"):
         read_axes([write_cells(tmp_path / "one.json", [cell([[1, 1], [0, 1]], 9)])])
 
@@ -94,38 +96,42 @@ def test_refusals(tmp_path: Path) -> None:
 def test_pictures_hold_the_points_and_the_verdict(axes: Axes) -> None:
     assert axes.train is not None
     (plot,) = train_figure(axes).axes
-    assert {"fit of the first half", "predicted from it, 95 %", "first half", "second half, held out", "seed-2"} <= set(
-        plot.get_legend_handles_labels()[1]
-    )
+    assert set(labels(plot)) == {"fit", "predicted from it, 95 %", "measured", "held out", "seed-2"}
     drawn = {
         part.get_label(): np.asarray(part.lines[0].get_xdata())
         for part in plot.containers
         if isinstance(part, ErrorbarContainer)
     }
-    assert [*drawn["first half"], *drawn["second half, held out"]] == list(axes.train.compute)
-    assert axes.train.verdict in svg(train_figure(axes))
+    assert [*drawn["measured"], *drawn["held out"]] == list(axes.train.compute)
     (plot,) = thinking_figure(axes).axes
     assert plot.get_xscale() == "log"
-    assert {"base, by cap", "final, by cap", "final, pass@k, derived", "frontier of all"} <= set(
-        plot.get_legend_handles_labels()[1]
-    )
+    assert {"base", "final", "final, answers at once", "final, pass@k, derived", "frontier of all"} <= set(labels(plot))
 
 
-def test_a_picture_in_a_page_takes_its_colour_and_is_the_same_each_time(axes: Axes) -> None:
-    for figure in (train_figure, thinking_figure):
-        text = svg(figure(axes, PAGE))
-        assert text == svg(figure(axes, PAGE))
-        assert ElementTree.fromstring(text).tag.endswith("svg")
-        assert "currentColor" in text
-        assert "#010203" not in text
-        assert "#ffffff" not in text
+def test_the_frontier_never_falls_and_no_point_is_above_it() -> None:
+    caps = [(16, 18.0, 0.15), (32, 26.0, 0.1), (64, 42.0, 0.2)]
+    base = Thinker("base", tuple(Cell("cot", cap, tokens, share(value), {}, {}) for cap, tokens, value in caps))
+    sampled = Cell("cot", None, 50.0, share(0.5), {1: 0.5, 4: 0.8}, {1: 0.5, 4: 0.55})
+    axis = measure_thinking([base, Thinker("final", (sampled,))])
+    (plot,) = thinking_figure(Axes(None, axis)).axes
+    (line,) = (line for line in plot.lines if line.get_label() == "frontier of all")
+    found = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))  # type: ignore[arg-type]
+    assert found == {18.0: 0.15, 26.0: 0.15, 42.0: 0.2, 50.0: 0.5, 200.0: 0.8}
 
 
-def test_few_points_are_drawn_without_a_fit(tmp_path: Path, axes: Axes) -> None:
-    few = read_axes([write_run(tmp_path / "few", steps=(0, 10, 20))])
-    (plot,) = train_figure(few).axes
-    assert plot.get_legend_handles_labels()[1] == ["measured"]
-    with pytest.raises(ValueError, match="no training axis"):
-        train_figure(replace(axes, train=None))
-    with pytest.raises(ValueError, match="no thinking axis"):
-        thinking_figure(replace(axes, thinking=None))
+def share(value: float) -> Accuracy:
+    return Accuracy(value, (value, value), 100)
+
+
+def labels(plot: Any) -> list[str]:
+    return list(plot.get_legend_handles_labels()[1])
+
+
+def test_few_points_are_drawn_without_a_fit(tmp_path: Path) -> None:
+    (plot,) = train_figure(read_axes([write_run(tmp_path / "few", steps=(0, 10, 20))])).axes
+    assert labels(plot) == ["measured"]
+
+
+def test_too_few_for_a_check_are_all_fitted(tmp_path: Path) -> None:
+    (plot,) = train_figure(read_axes([write_run(tmp_path / "some", steps=(0, 10, 20, 30, 40))])).axes
+    assert set(labels(plot)) == {"fit", "measured"}

@@ -1,4 +1,4 @@
-"""The saturating curve: hand-worked values, known parameters found again, bounds."""
+"""The saturating curve, and pass@k of a Beta: values worked by hand, against SciPy, known parameters found again."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 from scipy.optimize import curve_fit
+from scipy.stats import beta, betabinom
 
-from rl.evaluation.fits import EXPONENTS, Fit, fit_curve
+from rl.evaluation.fits import EXPONENTS, Fit, fit_curve, fit_rates, pass_at
+from rollout.evaluate import mean_pass_at_k
 
 
 def test_values_worked_by_hand() -> None:
@@ -64,6 +67,58 @@ def test_whatever_is_measured_the_curve_keeps_its_bounds(accuracy: list[float], 
     assert (np.diff(fit.at(np.linspace(0, 20, 50))) >= 0).all()
 
 
-def test_without_compute_there_is_no_curve() -> None:
-    with pytest.raises(ValueError, match="compute above 0"):
-        fit_curve(np.zeros(2), np.full(2, 0.5), np.full(2, 0.1), 0.5)
+def test_pass_at_k_worked_by_hand() -> None:
+    # Beta(1, 1) is uniform: the integral of 1 - (1 - p)^k is 1 - 1 / (k + 1)
+    assert [pass_at(k, 1, 1) for k in (1, 3, 9)] == pytest.approx([0.5, 0.75, 0.9])
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.3, 0.9), (2.0, 5.0), (40.0, 3.0)])
+@pytest.mark.parametrize("k", [1, 2, 8, 100])
+def test_closed_form_is_the_integral(a: float, b: float, k: int) -> None:
+    expected, _ = quad(lambda p: (1 - (1 - p) ** k) * beta.pdf(p, a, b), 0, 1, limit=200)
+    assert pass_at(k, a, b) == pytest.approx(expected, rel=1e-6)
+    assert pass_at(1, a, b) == pytest.approx(a / (a + b))
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 1.5), (2.0, 2.0)])
+def test_known_rates_are_found_again(a: float, b: float) -> None:
+    correct = betabinom.rvs(32, a, b, size=20_000, random_state=1).astype(float)
+    found = fit_rates(np.stack([correct, np.full(20_000, 32.0)], axis=1))
+    assert found is not None
+    assert found == pytest.approx((a, b), rel=0.05)
+
+
+def test_no_neighbour_is_likelier_by_scipys_betabinom() -> None:
+    rng = np.random.default_rng(2)
+    judged = rng.integers(1, 9, 300).astype(float)
+    correct = rng.binomial(judged.astype(int), rng.beta(0.7, 1.1, 300)).astype(float)
+    found = fit_rates(np.stack([correct, judged], axis=1))
+    assert found is not None
+
+    def likelihood(a: float, b: float) -> float:
+        return float(betabinom.logpmf(correct, judged, a, b).sum())
+
+    best = likelihood(*found)
+    for step_a, step_b in ((1.02, 1), (0.98, 1), (1, 1.02), (1, 0.98), (1.02, 1.02), (0.98, 0.98)):
+        assert likelihood(found[0] * step_a, found[1] * step_b) < best
+
+
+def test_derived_agrees_with_the_unbiased_estimate() -> None:
+    rng = np.random.default_rng(4)
+    correct = rng.binomial(16, rng.beta(0.5, 1.5, 4000)).astype(float)
+    found = fit_rates(np.stack([correct, np.full(4000, 16.0)], axis=1))
+    assert found is not None
+    rows = [[True] * int(c) + [False] * int(16 - c) for c in correct]
+    for k in (1, 2, 4, 16):
+        assert pass_at(k, *found) == pytest.approx(mean_pass_at_k(rows, k), abs=0.015)
+
+
+def test_one_sample_a_problem_tells_no_spread() -> None:
+    assert fit_rates(np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_wrong_and_all_right_stay_finite(share: float) -> None:
+    found = fit_rates(np.array([[4 * share, 4.0]] * 50))
+    assert found is not None
+    assert pass_at(4, *found) == pytest.approx(share, abs=0.02)
