@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from rewards.tasks.anatomy import chain_traits
 from rewards.types import STATUSES
@@ -81,6 +86,19 @@ def search_metrics(groups: Iterable[Group], text_of: Callable[[Chain], str]) -> 
     """chain/NAME: the mean of every trait that the task can tell of its chains (rewards/tasks/anatomy.py)."""
     traits = [chain_traits(group.problem, text_of(chain)) for group in groups for chain in group.chains]
     return {f"chain/{name}": value for name, value in means(traits).items()}
+
+
+def memory_metrics() -> Row:
+    """GiB: resident memory of this process, the most it ever had, and that of all it started (server, workers)."""
+    learner = psutil.Process()
+    started = 0
+    for process in learner.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one may end meanwhile
+            started += process.memory_info().rss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    now = learner.memory_info().rss
+    sizes = {"learner": now, "peak": max(now, peak), "server": started}  # the kernel's peak lags a little
+    return {f"memory/{name}": size / 2**30 for name, size in sizes.items()}
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
 from rl.config import parse_config
-from rl.metrics import MetricsLog, read_metrics, rollout_metrics, truncate_metrics
+from rl.metrics import MetricsLog, memory_metrics, read_metrics, rollout_metrics, truncate_metrics
 from rl.rundir import RunDir, open_run, write_json
 from rollout.types import Chain, Group
 
@@ -99,3 +99,17 @@ def test_rollout_metrics_leave_errors_out_of_the_means() -> None:
     assert (row["samples/ok"], row["samples/error"], row["samples/skipped"]) == (2, 1, 0)
     assert (row["tokens/generated"], row["tokens/max"]) == (12, 5)
     assert row["reward/format"] == pytest.approx(3.0)
+
+
+def test_memory_counts_what_was_started() -> None:
+    code = "b = bytearray(200 << 20); b[::4096] = b'x' * len(b[::4096]); print(flush=True); input()"
+    before = memory_metrics()
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        after = memory_metrics()
+    finally:
+        child.communicate(b"\n")
+    assert after["memory/server"] - before["memory/server"] > 0.19
+    assert 0 < after["memory/learner"] <= after["memory/peak"] < 64
