@@ -65,9 +65,9 @@ def to_json(axes: Axes) -> dict[str, Any]:
 
 def _train_json(axis: TrainAxis) -> dict[str, Any]:
     fit = None
-    if axis.half is not None:
-        ceilings = np.array([draw.ceiling for draw in axis.half.draws])
-        fit = {"points": axis.split, **asdict(axis.half.fit), "ceiling_ci95": interval(ceilings)}
+    if axis.prediction is not None:
+        ceilings = np.array([draw.ceiling for draw in axis.prediction.draws])
+        fit = {"points": axis.split, **asdict(axis.prediction.fit), "ceiling_ci95": interval(ceilings)}
     return {
         "run": axis.name,
         "x": axis.x,

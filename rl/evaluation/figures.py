@@ -91,14 +91,14 @@ def _draw_points(plot: Plot, x: Any, accuracies: Sequence[Accuracy], fmt: str = 
 
 def _draw_fit(plot: Plot, axis: TrainAxis) -> None:
     """Solid over the points fitted, dashed with a band beyond."""
-    if axis.half is None:
+    if axis.prediction is None:
         return
-    fit, seam, end = axis.half.fit, float(axis.compute[axis.split - 1]), float(axis.compute[-1])
+    fit, seam, end = axis.prediction.fit, float(axis.compute[axis.split - 1]), float(axis.compute[-1])
     known, ahead = np.linspace(0, seam, 100), np.linspace(seam, end, 60)
     plot.plot(known, fit.at(known), color=BLUE, lw=1.6, label="fit")
     if axis.inside is not None:
         size = float(np.median([accuracy.size for accuracy in axis.accuracies]))
-        low, high = axis.half.band(ahead, np.full(len(ahead), size))
+        low, high = axis.prediction.band(ahead, np.full(len(ahead), size))
         plot.plot(ahead, fit.at(ahead), color=BLUE, lw=1.6, ls="--")
         plot.fill_between(ahead, low, high, color=BLUE, alpha=0.15, lw=0, label="predicted from it, 95 %")
 

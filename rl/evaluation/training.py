@@ -72,9 +72,9 @@ class TrainAxis:
     points: list[TrainPoint]
     compute: Array  # [n]
     accuracies: list[Accuracy]  # n
-    split: int
-    half: Prediction | None  # from the first `split` points: half of them, or all where there are too few for a check
-    inside: float | None  # share of the other points in the band of `half`
+    split: int  # points fitted: half of them, all where there are too few for a check
+    prediction: Prediction | None  # from these
+    inside: float | None  # share of the other points in its band
     band_at_end: float | None  # its half width at the last point
     slope: Gain | None  # of the last third
     verdict: Verdict
@@ -90,19 +90,19 @@ def measure_training(run: Run, x: str = "flops") -> TrainAxis:
     fitted = len(points) >= MIN_FIT and points[0].step == 0 and compute[1] > 0
     checked = fitted and len(points) >= MIN_CHECK
     split = (len(points) + 1) // 2 if checked else len(points)
-    half = predict(compute[:split], accuracies[:split]) if fitted else None
+    prediction = predict(compute[:split], accuracies[:split]) if fitted else None
     inside = band_at_end = slope = None
     verdict: Verdict = "undecided"
-    if half is not None and checked:
+    if prediction is not None and checked:
         values = np.array([accuracy.value for accuracy in accuracies])
-        low, high = half.band(compute, np.array([accuracy.size for accuracy in accuracies]))
+        low, high = prediction.band(compute, np.array([accuracy.size for accuracy in accuracies]))
         inside = float(np.mean((low <= values)[split:] & (values <= high)[split:]))
         band_at_end = float(high[-1] - low[-1]) / 2
         slope = measure_slope(compute, accuracies)
         verdict = slope.verdict
     bottleneck = None if verdict == "rising" else name_bottleneck(run.rows, run.config)
     return TrainAxis(
-        run.name, x, points, compute, accuracies, split, half, inside, band_at_end, slope, verdict, bottleneck
+        run.name, x, points, compute, accuracies, split, prediction, inside, band_at_end, slope, verdict, bottleneck
     )
 
 

@@ -72,8 +72,8 @@ def test_rising() -> None:
 def test_saturated_names_a_bottleneck() -> None:
     axis = measure_training(run_on(lambda c: 0.2 + 0.6 * np.minimum(1, c / 3e12), samples=8), "flops")
     assert (axis.verdict, axis.bottleneck) == ("saturated", "none seen")
-    assert axis.half is not None
-    assert axis.half.fit.ceiling == pytest.approx(0.8, abs=0.03)
+    assert axis.prediction is not None
+    assert axis.prediction.fit.ceiling == pytest.approx(0.8, abs=0.03)
 
 
 def test_slope_worked_by_hand() -> None:
@@ -100,7 +100,7 @@ def test_scatter_worked_by_hand() -> None:
 )
 def test_too_few_points_say_less(count: int, fitted: bool, checked: bool) -> None:
     axis = measure_training(run_on(CURVE.at, STEPS[:count]), "flops")
-    assert (axis.half is not None) == fitted
+    assert (axis.prediction is not None) == fitted
     assert (axis.slope is not None, axis.inside is not None, axis.split < count) == (checked,) * 3
     if not checked:
         assert axis.verdict == "undecided"
@@ -109,7 +109,7 @@ def test_too_few_points_say_less(count: int, fitted: bool, checked: bool) -> Non
 
 def test_without_the_base_there_is_no_fit() -> None:
     axis = measure_training(run_on(CURVE.at, STEPS[1:]), "flops")
-    assert (axis.half, axis.verdict) == (None, "undecided")
+    assert (axis.prediction, axis.verdict) == (None, "undecided")
     assert "step-0" in say_training(axis)
 
 
