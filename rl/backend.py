@@ -20,7 +20,7 @@ from rl.build import Setup
 from rl.config import Config
 from rl.memory import Placement, place, serving_gpus
 from rl.rundir import RunDir, write_json
-from rl.sync import FilePush, PushStats, WeightSource, manifest_bytes
+from rl.sync import FilePush, WeightSource
 from rollout.client import ServerDown, VllmClient
 from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
@@ -55,7 +55,7 @@ class Backend(Protocol):
         """Start what has to be started and wait until it is healthy."""
         ...
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
+    async def push(self, source: WeightSource, version: int) -> None:
         """Make `version` the weights that answer the next request."""
         ...
 
@@ -116,11 +116,10 @@ class VllmBackend:
         self.control = ServerControl(self.process.url, self.key)
         self.pusher = FilePush([self.control], self.sync_dir)
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
+    async def push(self, source: WeightSource, version: int) -> None:
         """Push through a file in the sync directory."""
-        stats = await push_to(self.pusher, [self.control], source, version)
+        await push_to(self.pusher, [self.control], source, version)
         self.sampler.version = version
-        return stats
 
     async def recover(self, reason: str) -> None:
         """Start the server again, up to server.max_restarts times."""
@@ -179,11 +178,10 @@ class RemoteBackend:
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Nothing to start."""
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
+    async def push(self, source: WeightSource, version: int) -> None:
         """Push to every server through the shared directory."""
-        stats = await push_to(self.pusher, self.controls, source, version)
+        await push_to(self.pusher, self.controls, source, version)
         self.sampler.version = version
-        return stats
 
     async def recover(self, reason: str) -> None:
         """Wait for a restarted server; who restarts it is not our business."""
@@ -220,11 +218,9 @@ class LocalBackend:
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Nothing to start."""
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
+    async def push(self, source: WeightSource, version: int) -> None:
         """Copy the weights into the sampler's own model."""
-        start = time.monotonic()
         self.sampler.load(source.tensors(), version)
-        return PushStats(time.monotonic() - start, manifest_bytes(source.manifest()))
 
     async def recover(self, reason: str) -> None:
         """An in-process sampler does not die alone."""
@@ -249,9 +245,8 @@ class ReplayBackend:
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Nothing to start."""
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
+    async def push(self, source: WeightSource, version: int) -> None:
         """Nothing to send to."""
-        return PushStats(seconds=0.0, bytes=0)
 
     async def recover(self, reason: str) -> None:
         """Nothing can be lost."""
@@ -273,10 +268,10 @@ def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
     return VllmBackend(config, run, setup.hardware, setup.context)
 
 
-async def push_to(pusher: FilePush, controls: Sequence[ServerControl], source: WeightSource, version: int) -> PushStats:
+async def push_to(pusher: FilePush, controls: Sequence[ServerControl], source: WeightSource, version: int) -> None:
     """Push. A refusal by a server that is not healthy (its engine is dead) is ServerDown, as its end would be."""
     try:
-        return await pusher.push(source, version)
+        await pusher.push(source, version)
     except Fault as refusal:
         for control in controls:
             try:

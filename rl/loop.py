@@ -172,8 +172,10 @@ class Trainer:
     async def _push(self) -> float:
         """Push the current weights; a server that dies meanwhile is started again and pushed to. Returns seconds."""
         while True:
+            start = time.monotonic()
             try:
-                return (await self.backend.push(self.source, self.version)).seconds
+                await self.backend.push(self.source, self.version)
+                return time.monotonic() - start
             except ServerDown as error:
                 await self.stop.guard(self.backend.recover(str(error)))
 

@@ -9,7 +9,6 @@ import json
 import math
 import secrets
 import shutil
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,14 +75,6 @@ class ModuleSource:
 
 
 @dataclass(frozen=True)
-class PushStats:
-    """What a push cost."""
-
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
 class FilePush:
     """Push through a safetensors file in `directory`, which the servers see too (their PONDER_SYNC_DIR).
 
@@ -94,11 +85,9 @@ class FilePush:
     controls: Sequence[ServerControl]
     directory: Path
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
-        start = time.monotonic()
+    async def push(self, source: WeightSource, version: int) -> None:
         remove_leftovers(self.directory)
-        size = manifest_bytes(source.manifest())
-        check_space(self.directory, size)
+        check_space(self.directory, manifest_bytes(source.manifest()))
         await self._each(lambda c: c.init_transfer({"directory": str(self.directory.resolve())}))
         try:
             await self._each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
@@ -106,7 +95,6 @@ class FilePush:
                 await self._each(lambda c: _update(c, path, version))
         finally:
             await self._each(lambda c: c.resume())
-        return PushStats(time.monotonic() - start, size)
 
     async def _each(self, call: Callable[[ServerControl], Awaitable[None]]) -> None:
         """Call every server at once, wait for all, then raise the first error."""

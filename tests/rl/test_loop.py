@@ -208,13 +208,10 @@ def test_mismatch_past_ten_bounds_stops_before_the_update(tmp_path, monkeypatch)
     """A sampler whose weights are not the learner's: found in the first step, nothing trained."""
     from rl.backend import LocalBackend
 
-    async def forget(self: LocalBackend, source: object, version: int) -> Any:
-        from rl.sync import PushStats
-
+    async def forget(self: LocalBackend, source: object, version: int) -> None:
         for parameter in self.sampler._model.parameters():
             parameter.data.mul_(1.05)
         self.sampler.version = version
-        return PushStats(0.0, 0)
 
     monkeypatch.setattr(LocalBackend, "push", forget)
     config = make_config(tmp_path, "mismatch")

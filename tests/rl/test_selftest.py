@@ -27,7 +27,7 @@ from rl.config import Config, dump_config, override_config, parse_config
 from rl.exits import run_command
 from rl.learner import Learner
 from rl.selftest import Selftest, widen
-from rl.sync import Manifest, PushStats, WeightSource
+from rl.sync import Manifest, WeightSource
 from rollout.client import ServerDown
 from rollout.sampling import SamplingParams
 from rollout.types import Completion
@@ -86,6 +86,9 @@ class Planted:
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         raise NotImplementedError
+
+    def load(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        self.inner.load(tensors, version)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -171,10 +174,10 @@ class Backend(LocalBackend):
         super().__init__(setup.config, setup.context, setup.template.stop_ids[0])
         self.forgotten, self.first = forgotten, {}  # type: str, dict[str, Tensor]
         if fault is not None:
-            self.sampler = fault(self.sampler)  # type: ignore[assignment]  # the push goes to the real one
+            self.sampler = fault(self.sampler)  # type: ignore[assignment]
 
-    async def push(self, source: WeightSource, version: int) -> PushStats:
-        return await super().push(Forgets(source, self.forgotten, self.first), version)
+    async def push(self, source: WeightSource, version: int) -> None:
+        await super().push(Forgets(source, self.forgotten, self.first), version)
 
 
 async def reasons_of(setup: Setup, learner: Learner, backend: LocalBackend, *checks: str) -> list[str]:

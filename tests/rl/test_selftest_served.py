@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rl.config import Config, dump_config, override_config
-from rl.sync import FilePush, PushStats, WeightSource
+from rl.sync import FilePush, WeightSource
 from rollout.control import ServerControl
 from rollout.server.middleware import KEY_VARIABLE
 from tests.conftest import VllmServer
@@ -46,8 +46,9 @@ async def drop_prefix_cache(server: VllmServer) -> None:
 def push_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
     push = FilePush.push
 
-    async def only_the_first(self: FilePush, source: WeightSource, version: int) -> PushStats:
-        return PushStats(0.0, 0) if version else await push(self, source, version)
+    async def only_the_first(self: FilePush, source: WeightSource, version: int) -> None:
+        if version == 0:
+            await push(self, source, version)
 
     monkeypatch.setattr(FilePush, "push", only_the_first)
 

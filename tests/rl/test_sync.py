@@ -78,12 +78,10 @@ ORDER = ["/init_weight_transfer_engine", "/pause", "/start_weight_update", "/upd
 async def test_order_of_a_push(tmp_path: Path) -> None:
     log: list[str] = []
     control = Control(log)
-    stats = await FilePush([control], tmp_path).push(SOURCE, 5)
+    await FilePush([control], tmp_path).push(SOURCE, 5)
     assert log == [f"s {call}" for call in ORDER]
     assert control.received.keys() == SOURCE.weights.keys()
     assert all(torch.equal(control.received[name], tensor) for name, tensor in SOURCE.weights.items())
-    assert stats.bytes == 9 * 4
-    assert stats.seconds > 0
     assert list(tmp_path.iterdir()) == []
 
 
