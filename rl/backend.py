@@ -1,6 +1,6 @@
-"""What samples for a run, behind one Protocol: vLLM servers (started here or elsewhere), or transformers in-process.
+"""What samples for a run, behind one interface: vLLM servers (started here or elsewhere), or transformers in-process.
 
-The contract that both keep: whoever has just (re)started is pushed to before its first request.
+The contract that all keep: whoever has just (re)started is pushed to before its first request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
 
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
@@ -39,36 +38,62 @@ REMOTE_WAITS = 60
 """Times, 5 s apart, that a server elsewhere is asked whether it is back."""
 
 
-class Backend(Protocol):
-    """Samples chains with the newest pushed weights."""
+class Backend:
+    """Samples chains with the newest pushed weights. This one can't: for --replay, where chains come from a file."""
 
-    @property
-    def sampler(self) -> Sampler:
-        """What answers requests now; another object after `recover`."""
-        ...
+    sampler: Sampler
+    """What answers requests now; another object after `recover`."""
 
     async def check(self) -> None:
         """Raise BadInput for whatever can be known to go wrong before anything is started or changed."""
-        ...
 
     async def start(self, on_wait: OnWait | None = None) -> None:
         """Start what has to be started and wait until it is healthy."""
-        ...
 
     async def push(self, source: WeightSource, version: int) -> None:
         """Make `version` the weights that answer the next request."""
-        ...
 
     async def recover(self, reason: str) -> None:
         """After ServerDown: serve again (the caller pushes before it samples), or raise Fault."""
-        ...
+        raise Fault(f"what samples failed: {reason}")
 
     async def aclose(self) -> None:
         """Stop and reap everything that was started."""
-        ...
 
 
-class VllmBackend:
+class ServedBackend(Backend):
+    """vLLM over HTTP, wherever its servers run."""
+
+    controls: Sequence[ServerControl] = ()
+
+    def connect(self, config: Config, urls: list[str], key: str, context: int, sync_dir: Path) -> None:
+        """Reach servers that take `key` and see `sync_dir`."""
+        self.sampler: VllmClient = VllmClient(urls, key, context=context, timeout=config.rollout.request_timeout)
+        self.controls = [ServerControl(url, key) for url in urls]
+        self.pusher = FilePush(self.controls, sync_dir)
+
+    async def push(self, source: WeightSource, version: int) -> None:
+        """Push through a file. A refusal by a server whose engine is dead is ServerDown, as its end would be."""
+        try:
+            await self.pusher.push(source, version)
+        except Fault as refusal:
+            for control in self.controls:
+                try:
+                    await control.health()
+                except Fault:
+                    raise ServerDown(control.url, str(refusal)) from None
+            raise
+        self.sampler.version = version
+
+    async def aclose(self) -> None:
+        """Close sockets."""
+        if self.controls:
+            await self.sampler.aclose()
+        for control in self.controls:
+            await control.aclose()
+
+
+class VllmBackend(ServedBackend):
     """One vLLM server started here, watched, and started again when it dies."""
 
     def __init__(self, config: Config, run: RunDir, hardware: Hardware, context: int) -> None:
@@ -79,13 +104,6 @@ class VllmBackend:
         # Made right before the process that will remove it: a kill -9 in between must find as little as possible.
         self.sync_dir = check_sync_dir(config.sync.dir) / f"ponder-{secrets.token_hex(6)}"
         self.process: ServerProcess | None = None
-        self.client: VllmClient | None = None
-
-    @property
-    def sampler(self) -> VllmClient:
-        """The client of the server that runs now."""
-        assert self.client is not None, "start() comes first"
-        return self.client
 
     async def check(self) -> None:
         """See that vLLM is installed and the port free, or soon free."""
@@ -100,9 +118,8 @@ class VllmBackend:
                 await asyncio.sleep(0.2)
 
     async def start(self, on_wait: OnWait | None = None) -> None:
-        """Start the server and wait until it is healthy."""
         self.process = await ServerProcess.start(
-            server_spec(self.config, self.context, self.placement, str(self.sync_dir), load_format="dummy"),
+            server_spec(self.config, self.context, self.placement, self.sync_dir),
             log=self.run.path / "server.log",
             key=self.key,
             hardware=self.hardware,
@@ -111,56 +128,37 @@ class VllmBackend:
             on_wait=on_wait,
         )
         write_json(self.run.server, [self.process.row])
-        timeout = self.config.rollout.request_timeout
-        self.client = VllmClient([self.process.url], self.key, context=self.context, timeout=timeout)
-        self.control = ServerControl(self.process.url, self.key)
-        self.pusher = FilePush([self.control], self.sync_dir)
-
-    async def push(self, source: WeightSource, version: int) -> None:
-        """Push through a file in the sync directory."""
-        await push_to(self.pusher, [self.control], source, version)
-        self.sampler.version = version
+        self.connect(self.config, [self.process.url], self.key, self.context, self.sync_dir)
 
     async def recover(self, reason: str) -> None:
         """Start the server again, up to server.max_restarts times."""
         assert self.process is not None
         self.restarts += 1
-        last = " | ".join(self.process.tail(3))
-        if self.restarts > self.config.server.max_restarts:
-            raise Fault(
-                f"the vLLM server died, and server.max_restarts={self.config.server.max_restarts} is used up "
-                f"({reason}); last lines of its log: {last}"
-            )
+        most, last = self.config.server.max_restarts, " | ".join(self.process.tail(3))
+        if self.restarts > most:
+            raise Fault(f"the vLLM server died, server.max_restarts={most} is used up ({reason}); its log ends: {last}")
         print(f"ponder: vLLM server lost ({reason}); starting it again. Its last lines: {last}", file=sys.stderr)
-        await self._close_client()
+        await super().aclose()
         await self.process.stop()
         await self.start()
 
     async def aclose(self) -> None:
         """Stop the server and remove the sync directory."""
-        await self._close_client()
+        await super().aclose()
         if self.process is not None:
             await self.process.stop()
         shutil.rmtree(self.sync_dir, ignore_errors=True)
 
-    async def _close_client(self) -> None:
-        if self.client is not None:
-            await self.client.aclose()
-            await self.control.aclose()
 
-
-class RemoteBackend:
-    """vLLM servers that someone else started (`ponder serve`) and that see `sync.dir`."""
+class RemoteBackend(ServedBackend):
+    """vLLM servers that someone else started (`ponder serve`), who also ends them, and that see `sync.dir`."""
 
     def __init__(self, config: Config, context: int) -> None:
-        urls = config.rollout.servers
+        self.urls = config.rollout.servers
         key = os.environ.get(KEY_VARIABLE, "")
         if not key:
-            raise BadInput(f"rollout.servers={urls} need their key in the environment variable {KEY_VARIABLE}")
-        self.urls = urls
-        self.sampler = VllmClient(urls, key, context=context, timeout=config.rollout.request_timeout)
-        self.controls = [ServerControl(url, key) for url in urls]
-        self.pusher = FilePush(self.controls, check_sync_dir(config.sync.dir))
+            raise BadInput(f"rollout.servers={self.urls} need their key in the environment variable {KEY_VARIABLE}")
+        self.connect(config, self.urls, key, context, check_sync_dir(config.sync.dir))
 
     async def check(self) -> None:
         """See that every server answers and takes our key."""
@@ -175,14 +173,6 @@ class RemoteBackend:
                     f"rollout.servers: {error}; {KEY_VARIABLE} must be what `ponder serve` printed"
                 ) from None
 
-    async def start(self, on_wait: OnWait | None = None) -> None:
-        """Nothing to start."""
-
-    async def push(self, source: WeightSource, version: int) -> None:
-        """Push to every server through the shared directory."""
-        await push_to(self.pusher, self.controls, source, version)
-        self.sampler.version = version
-
     async def recover(self, reason: str) -> None:
         """Wait for a restarted server; who restarts it is not our business."""
         for _ in range(REMOTE_WAITS):
@@ -194,14 +184,8 @@ class RemoteBackend:
                 await asyncio.sleep(5)
         raise Fault(f"rollout.servers={self.urls} did not come back within {5 * REMOTE_WAITS} s ({reason})")
 
-    async def aclose(self) -> None:
-        """Close sockets; the servers go on."""
-        await self.sampler.aclose()
-        for control in self.controls:
-            await control.aclose()
 
-
-class LocalBackend:
+class LocalBackend(Backend):
     """Transformers in this process: no server, bit-exact runs."""
 
     def __init__(self, config: Config, context: int, pad_id: int) -> None:
@@ -210,75 +194,27 @@ class LocalBackend:
 
         # sdpa, since decoding needs a cache and a mask, which the learner's packed attention refuses
         model, _ = load_policy(config.model.path, config.model.dtype, config.seed, attention="sdpa")
-        self.sampler = TransformersSampler(model, context=context, pad_id=pad_id)
-
-    async def check(self) -> None:
-        """Nothing to check."""
-
-    async def start(self, on_wait: OnWait | None = None) -> None:
-        """Nothing to start."""
+        self.sampler: TransformersSampler = TransformersSampler(model, context=context, pad_id=pad_id)
 
     async def push(self, source: WeightSource, version: int) -> None:
         """Copy the weights into the sampler's own model."""
         self.sampler.load(source.tensors(), version)
-
-    async def recover(self, reason: str) -> None:
-        """An in-process sampler does not die alone."""
-        raise Fault(f"the transformers sampler failed: {reason}")
 
     async def aclose(self) -> None:
         """End the sampler's thread."""
         await self.sampler.aclose()
 
 
-class ReplayBackend:
-    """For --replay: chains come from a file, so nothing samples and a push has nowhere to go."""
-
-    @property
-    def sampler(self) -> Sampler:
-        """There is none."""
-        raise Fault("a replayed run does not sample")
-
-    async def check(self) -> None:
-        """Nothing to check."""
-
-    async def start(self, on_wait: OnWait | None = None) -> None:
-        """Nothing to start."""
-
-    async def push(self, source: WeightSource, version: int) -> None:
-        """Nothing to send to."""
-
-    async def recover(self, reason: str) -> None:
-        """Nothing can be lost."""
-        raise Fault(reason)
-
-    async def aclose(self) -> None:
-        """Nothing was started."""
-
-
 def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
     """The back end that the configuration asks for, not started yet."""
     config = setup.config
     if replay:
-        return ReplayBackend()
+        return Backend()
     if config.sampler == "transformers":
         return LocalBackend(config, setup.context, setup.template.stop_ids[0])
     if config.rollout.servers:
         return RemoteBackend(config, setup.context)
     return VllmBackend(config, run, setup.hardware, setup.context)
-
-
-async def push_to(pusher: FilePush, controls: Sequence[ServerControl], source: WeightSource, version: int) -> None:
-    """Push. A refusal by a server that is not healthy (its engine is dead) is ServerDown, as its end would be."""
-    try:
-        await pusher.push(source, version)
-    except Fault as refusal:
-        for control in controls:
-            try:
-                await control.health()
-            except Fault:
-                raise ServerDown(control.url, str(refusal)) from None
-        raise
 
 
 def place_server(config: Config, hardware: Hardware, context: int) -> Placement:
@@ -289,24 +225,17 @@ def place_server(config: Config, hardware: Hardware, context: int) -> Placement:
 
 
 def server_spec(
-    config: Config, context: int, placement: Placement, sync_dir: str | None, load_format: Literal["auto", "dummy"]
+    config: Config, context: int, placement: Placement, sync_dir: Path, weights: bool = False
 ) -> ServerSpec:
-    """The server that a training configuration asks for."""
+    """The server that a training configuration asks for; it starts from random weights, or from the model's."""
     server = config.server
+    share = placement.server_share or server.gpu_memory_utilization
     return ServerSpec(
-        model=config.model.path,
-        dtype=config.model.dtype,
-        max_model_len=context,
-        seed=config.seed,
-        port=server.port or free_port(),
-        sync_dir=sync_dir,
-        load_format=load_format,
-        kv_cache_gb=server.kv_cache_gb,
-        gpu_memory_utilization=placement.server_share or server.gpu_memory_utilization,
-        gpus=placement.server_gpus,
-        eager=server.eager,
-        threads=server.threads,
-    )
+        model=config.model.path, dtype=config.model.dtype, max_model_len=context, seed=config.seed,
+        port=server.port or free_port(), sync_dir=str(sync_dir), load_format="auto" if weights else "dummy",
+        kv_cache_gb=server.kv_cache_gb, gpu_memory_utilization=share, gpus=placement.server_gpus,
+        eager=server.eager, threads=server.threads,
+    )  # fmt: skip
 
 
 def check_sync_dir(directory: str) -> Path:

@@ -44,24 +44,14 @@ class Evaluator:
         """Evaluate under `label`, `samples` chains a problem (0 = eval.samples); with budgets direct answers, too."""
         if read_cells(self.run, label) is not None:
             return
-        config = self.setup.config
+        setup, config = self.setup, self.setup.config
         measure = partial(
-            evaluate,
-            self.setup.eval_problems(split),
-            sampler=sampler,
-            template=self.setup.template,
-            pool=self.pool,
-            spec_of=self.setup.spec_of,
-            task_of=partial(source_of, self.setup.task),
-            model=label,
-            split=split,
-            samples=samples or config.eval.samples,
-            temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_tokens,
-            answer=config.budget.answer,
-            seed=config.seed,
+            evaluate, setup.eval_problems(split), sampler=sampler, template=setup.template, pool=self.pool,
+            spec_of=setup.spec_of, task_of=partial(source_of, setup.task), model=label, split=split,
+            samples=samples or config.eval.samples, temperature=config.rollout.temperature,
+            max_tokens=config.rollout.max_tokens, answer=config.budget.answer, seed=config.seed,
             on_progress=self.progress.evaluated,
-        )
+        )  # fmt: skip
         cells, groups = await measure(budgets=[*budgets, None] if budgets else [config.budget.think])
         if budgets:
             cells += (await measure(style="direct"))[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from rewards.errors import BadInput
 from rl.config import ObjectiveConfig
@@ -41,12 +41,7 @@ PRESETS: dict[str, Objective] = {
 
 
 def resolve_objective(algorithm: str, overrides: ObjectiveConfig) -> Objective:
-    """The preset with the overrides that are not null.
-
-    Raises BadInput for an unknown algorithm.
-    """
+    """The preset with the overrides that are not null. Raises BadInput for an unknown algorithm."""
     if algorithm not in PRESETS:
         raise BadInput(f"algorithm={algorithm!r} is unknown; choose one of {', '.join(sorted(PRESETS))}")
-    known = {field.name for field in fields(Objective)}
-    given = {name: value for name, value in overrides.model_dump(exclude_none=True).items() if name in known}
-    return replace(PRESETS[algorithm], **given)
+    return replace(PRESETS[algorithm], **overrides.model_dump(exclude_none=True))

@@ -76,9 +76,13 @@ class RunProgress(Live):
 
     def step(self, row: Row) -> None:
         """One step is done."""
-        self.done = int(row["step"])
-        self.say(f"step {self.done}/{self.total}  {_figures(row)}  left {self.left()}")
-        self.live.update(self.task, completed=self.done, figures=f"left {self.left()}")
+        self.reached(int(row["step"]), _figures(row))
+
+    def reached(self, step: int, figures: str) -> None:
+        """So many steps are done."""
+        self.done = step
+        self.say(f"step {step}/{self.total}  {figures}  left {self.left()}")
+        self.live.update(self.task, completed=step, figures=f"left {self.left()}")
 
 
 class ChainProgress(Live):

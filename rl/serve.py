@@ -28,8 +28,7 @@ async def _serve(config: Config) -> None:
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     sync_dir = check_sync_dir(config.sync.dir)
     placement = place_server(config, setup.hardware, setup.context)
-    load_format = "auto" if has_weights(config.model.path) else "dummy"  # dummy: random until the first push
-    spec = server_spec(config, setup.context, placement, str(sync_dir), load_format)
+    spec = server_spec(config, setup.context, placement, sync_dir, weights=has_weights(config.model.path))
     log = run.path / "server.log"
     print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)
     starting = ServerProcess.start(spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout)

@@ -11,7 +11,7 @@ import pytest
 
 from rewards.errors import BadInput, Fault
 from rl import backend
-from rl.backend import RemoteBackend, VllmBackend, push_to
+from rl.backend import RemoteBackend, VllmBackend
 from rollout.client import ServerDown
 
 
@@ -49,9 +49,10 @@ class Refuses:
     ],
 )
 async def test_a_refusal_by_a_server_without_an_engine_is_its_end(health: Exception | None, raised: type) -> None:
-    controls: Any = [Control(), Control(health)]
+    remote: Any = object.__new__(RemoteBackend)
+    remote.controls, remote.pusher = [Control(), Control(health)], Refuses()
     with pytest.raises(raised, match="500" if not isinstance(health, ServerDown) else "gone"):
-        await push_to(Refuses(), controls, source=None, version=1)  # type: ignore[arg-type]
+        await remote.push(source=None, version=1)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_the_server_of_the_shared_card_is_the_golden_one() -> None:
     hardware = stated_hardware(probe(), config.hardware.gpus, config.hardware.gpu_memory_gb)
     setup = examine(config, hardware, ByteCount(""))  # type: ignore[arg-type]
     placement = place_server(config, hardware, setup.context)
-    spec = server_spec(config, setup.context, placement, "/dev/shm/ponder-run", "dummy")
+    spec = server_spec(config, setup.context, placement, Path("/dev/shm/ponder-run"))
     golden = json.loads((ROOT / "tests/golden/server_gpu_24gb.json").read_text())
     assert json.loads(json.dumps(asdict(spec))) == golden["spec"]
 
