@@ -32,10 +32,9 @@ from rl.evalcommand import EvalRequest, make_exam
 from rl.evaltarget import open_sampler, resolve_target
 from rl.provenance import versions
 from rl.rundir import write_json
-from rollout.collect import gather_all
+from rollout.collect import Examiner, gather_all
 from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
-from rollout.examine import Examiner
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.server.hardware import probe

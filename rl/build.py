@@ -15,7 +15,7 @@ from rewards.tasks import Task, load_task
 from rewards.types import Problem, Split
 from rl.config import Config
 from rl.memory import shapes_path
-from rollout.budget import Budget
+from rollout.collect import Plan
 from rollout.prompt import Template, read_json
 from rollout.server.hardware import Hardware, check_stated, probe
 from rollout.server.process import served_hardware
@@ -58,10 +58,11 @@ class Setup:
         return [self.config.reward] if self.config.reward is not None else self.task.rewards
 
     @property
-    def budget(self) -> Budget | None:
-        """The thinking budget of training chains."""
-        budget = self.config.budget
-        return None if budget.think is None else Budget(budget.think, budget.answer)
+    def plan(self) -> Plan:
+        """How a step asks each of its problems."""
+        rollout, budget = self.config.rollout, self.config.budget
+        caps = (budget.think,)
+        return Plan(rollout.group_size, rollout.temperature, caps, rollout.max_tokens, budget.answer, self.config.seed)
 
     def fingerprint(self) -> str:
         """What a resumed run must find unchanged: the first training problems and the sizes of the splits."""

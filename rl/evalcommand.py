@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -25,16 +25,13 @@ from rl.progress import ChainProgress
 from rl.provenance import result_file
 from rl.rundir import write_json
 from rollout.client import ServerDown
-from rollout.evalstore import EvalStore, answer_all, unanswered
+from rollout.collect import Examiner, Plan, Question, make_questions
+from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
-from rollout.examine import Examiner, Plan, Question, make_questions
 from rollout.prompt import Shot, Style, Template
 
-PLAIN_WIDTH = 140
-"""Columns of the table in a file or a pipe."""
-
-MAX_TOKENS = 512
-"""Tokens of a chain where neither --max-tokens nor a budget asks for more."""
+PLAIN_WIDTH = 140  # columns of the table in a file or a pipe
+MAX_TOKENS = 512  # tokens of a chain where neither --max-tokens nor a budget asks for more
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,11 @@ def parse_budgets(text: str) -> tuple[int | None, ...]:
 
 def parse_prompts(text: str) -> tuple[Style, ...]:
     """`cot,direct` -> ("cot", "direct"). Raises BadInput."""
-    names = tuple(part.strip() for part in text.split(","))
+    names = dict.fromkeys(part.strip() for part in text.split(","))
     for name in names:
         if name not in get_args(Style):
             raise BadInput(f"--prompt {name!r} is none of {', '.join(get_args(Style))}")
-    return tuple(dict.fromkeys(names))  # type: ignore[arg-type]
+    return cast(tuple[Style, ...], tuple(names))
 
 
 def parse_tasks(texts: list[str]) -> tuple[str, ...]:
@@ -120,15 +117,11 @@ class Exam:
     task_of: dict[str, Task]
     spec_of: dict[str, Any]
 
-    def digest(self) -> str:
-        """A fingerprint of prompts, problems and rewards."""
-        rows = [[q.style, q.prompt_ids, asdict(q.problem), self.spec_of[q.problem.id]] for q in self.questions]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
 
 def run_eval(request: EvalRequest) -> None:
-    """Evaluate and report; everything that can be refused is refused before a server starts."""
-    if request.resume and request.out is None:
+    """Evaluate, write and print; everything that can be refused is refused before a server starts."""
+    out = request.out
+    if request.resume and out is None:
         raise BadInput("--resume goes on with the chains beside --out F.json; name it")
     plan = request.plan()
     tasks = [load_task(spec, seed=request.seed) for spec in request.tasks]
@@ -137,19 +130,21 @@ def run_eval(request: EvalRequest) -> None:
     for style in request.prompts:
         plan.of(style).check(template)
     exam = make_exam(request, tasks, template)
-    asked = {} if request.out is None else what_was_asked(request, target, plan, exam)
-    kept = EvalStore(samples_file(request.out), asked, request.resume)
+    asked = {} if out is None else what_was_asked(request, target, plan, exam)
+    samples = None if out is None else out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
+    kept = EvalStore(samples, asked, request.resume)
     asyncio.run(_answer(request, target, template, plan, exam, kept))
     cells = make_cells(
         [kept.groups[q.style, q.problem.id] for q in exam.questions], plan, lambda p: exam.task_of[p.id].name,
         text_of=template.response_text, ks=request.ks, model=target.name, split=request.split,
     )  # fmt: skip
-    report(result_file(cells), request)
-
-
-def samples_file(out: Path | None) -> Path | None:
-    """Where the chains of --out F.json are kept: F.samples.jsonl.zst."""
-    return None if out is None else out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
+    result = result_file(cells)
+    if out is not None:
+        write_json(out, result)
+    if request.as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(cells))
 
 
 def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> Exam:
@@ -178,12 +173,11 @@ def worked_examples(task: Task, count: int) -> list[Shot]:
 
 
 def _problems(task: Task, request: EvalRequest) -> list[Problem]:
-    splits = [split for split in get_args(Split) if request.split in (split, "all")]
     found: list[Problem] = []
-    for split in splits:
-        size = task.size(split)
-        count = request.problems - len(found)
-        found += [task.problem(i, split) for i in range(count if size is None else min(size, count))]
+    for split in get_args(Split):
+        if request.split in (split, "all"):
+            size, count = task.size(split), request.problems - len(found)
+            found += [task.problem(i, split) for i in range(count if size is None else min(size, count))]
     if not found:
         raise BadInput(f"task {task.name} has no {request.split} problems; try --split all, or give rows a split")
     return found
@@ -191,6 +185,7 @@ def _problems(task: Task, request: EvalRequest) -> list[Problem]:
 
 def what_was_asked(request: EvalRequest, target: Target, plan: Plan, exam: Exam) -> dict[str, Any]:
     """What the chains of an evaluation depend on, for --resume to compare."""
+    rows = [[q.style, q.prompt_ids, asdict(q.problem), exam.spec_of[q.problem.id]] for q in exam.questions]
     return {
         "model": target.name,
         "weights": target.fingerprint(),
@@ -200,7 +195,7 @@ def what_was_asked(request: EvalRequest, target: Target, plan: Plan, exam: Exam)
         "prompts": list(request.prompts),
         "shots": request.shots if "fewshot" in request.prompts else 0,
         **asdict(plan),
-        "problems and prompts": exam.digest(),
+        "problems and prompts": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
     }
 
 
@@ -211,10 +206,9 @@ async def _answer(
     context = max(len(q.prompt_ids) for q in exam.questions) + plan.max_tokens + len(template.close_ids)
     if context > model_context(target.path):
         raise BadInput(f"prompts and --max-tokens {plan.max_tokens} need {context} tokens of context; lower it")
-    left = len(unanswered(exam.questions, kept))
+    left, total = len(kept.unanswered(exam.questions)), plan.samples * len(exam.questions)
     if not left:
         return
-    total = plan.samples * len(exam.questions)
 
     async def work() -> None:
         async with RewardPool() as pool:
@@ -240,41 +234,18 @@ def _kept(kept: EvalStore, exam: Exam) -> str:
     return f"{done}, kept in {kept.path}; --resume goes on" if kept.path and kept.groups else done
 
 
-def report(result: dict[str, Any], request: EvalRequest) -> None:
-    """Write the file that was asked for, and print the cells."""
-    if request.out is not None:
-        write_json(request.out, result)
-    if request.as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(result["cells"]))
-
-
 def _table(cells: list[dict[str, Any]]) -> Table:
-    table = Table(
-        Column("task", overflow="fold"),
-        "prompt",
-        "budget",
-        "pass@1",
-        "95 % interval",
-        "pass@k",
-        "tokens",
-        "truncated",
-        "unparsed",
-        "forced",
-    )
+    names = ["prompt", "budget", "pass@1", "95 % interval", "pass@k", "tokens", "truncated", "unparsed", "forced"]
+    table = Table(Column("task", overflow="fold"), *names)
     for cell in cells:
-        low, high = cell["ci95"]
         table.add_row(
             cell["task"],
             cell["prompt"],
             "no cap" if cell["budget"] is None else str(cell["budget"]),
             f"{cell['pass@1']:.3f}",
-            f"{low:.3f} to {high:.3f}",
+            "{:.3f} to {:.3f}".format(*cell["ci95"]),
             "  ".join(f"{k}: {value:.3f}" for k, value in cell["pass@k"].items()),
             f"{cell['tokens_mean']:.0f}",
-            f"{cell['truncated']:.0%}",
-            f"{cell['unparsed']:.0%}",
-            f"{cell['forced_closed']:.0%}",
+            *(f"{cell[share]:.0%}" for share in ("truncated", "unparsed", "forced_closed")),
         )
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from rl.progress import RunProgress
 from rl.provenance import result_file
 from rl.rundir import RunDir, write_json
 from rollout.budget import Budget, extend_thinking
-from rollout.collect import Scorer, gather_all, score_chain
+from rollout.collect import EVAL_STEP, Examiner, Scorer, gather_all, score_chain
 from rollout.evaluate import evaluate, make_cells
-from rollout.examine import EVAL_STEP, Plan
 from rollout.sampling import SamplingParams, request_seed
 from rollout.store import SampleStore, read
 from rollout.types import Chain, Group, Sampler
@@ -45,14 +45,13 @@ class Evaluator:
         if read_cells(self.run, label) is not None:
             return
         setup, config = self.setup, self.setup.config
+        caps = tuple(dict.fromkeys([*budgets, None])) if budgets else (config.budget.think,)
+        plan = replace(setup.plan, samples=samples or config.eval.samples, budgets=caps)
         measure = partial(
-            evaluate, setup.eval_problems(split), sampler=sampler, template=setup.template, pool=self.pool,
-            spec_of=setup.spec_of, task_of=partial(source_of, setup.task), model=label, split=split,
-            samples=samples or config.eval.samples, temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_tokens, answer=config.budget.answer, seed=config.seed,
-            on_progress=self.progress.evaluated,
+            evaluate, setup.eval_problems(split), Examiner(sampler, setup.template, self.pool, setup.spec_of, plan),
+            task_of=partial(source_of, setup.task), model=label, split=split, on_progress=self.progress.evaluated,
         )  # fmt: skip
-        cells, groups = await measure(budgets=[*budgets, None] if budgets else [config.budget.think])
+        cells, groups = await measure()
         if budgets:
             cells += (await measure(style="direct"))[0]
         self._store(label, split, cells, groups)
@@ -102,10 +101,8 @@ def claims_a_hit(thinking: str) -> bool:
 
 def patient_cells(setup: Setup, groups: Sequence[Group], label: str) -> Cells:
     """The cells of `patient_groups`, one for each task of the run."""
-    config, text_of = setup.config, setup.template.response_text
-    samples, temperature = len(groups[0].chains), config.rollout.temperature
-    plan = Plan(samples, temperature, (None,), config.rollout.max_tokens, config.budget.answer, config.seed)
-    task_of = partial(source_of, setup.task)
+    plan = replace(setup.plan, samples=len(groups[0].chains), budgets=(None,))
+    text_of, task_of = setup.template.response_text, partial(source_of, setup.task)
     return make_cells(groups, plan, task_of, text_of=text_of, ks=None, model=label, split="test")
 
 

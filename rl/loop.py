@@ -23,10 +23,10 @@ from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rollout.client import ServerDown
-from rollout.collect import collect
+from rollout.collect import Examiner, collect
 from rollout.queue import RolloutQueue
 from rollout.store import SampleStore, read
-from rollout.types import Chain, Group
+from rollout.types import Group
 
 if TYPE_CHECKING:
     from rl.flops import ModelShape
@@ -149,25 +149,14 @@ class Trainer:
         problems = self.setup.problems(step)
         done, total = 0, len(problems) * self.config.rollout.group_size
 
-        def count(_: Chain) -> None:
+        def count() -> None:
             nonlocal done
             done += 1
             self.progress.chains(done, total)
 
-        return await collect(
-            problems,
-            sampler=self.backend.sampler,
-            template=self.setup.template,
-            pool=self.scorer,
-            spec_of=self.setup.spec_of,
-            group_size=self.config.rollout.group_size,
-            max_tokens=self.config.rollout.max_tokens,
-            temperature=self.config.rollout.temperature,
-            budget=self.setup.budget,
-            run_seed=self.config.seed,
-            step=step,
-            on_chain=count,
-        )
+        setup = self.setup
+        examiner = Examiner(self.backend.sampler, setup.template, self.scorer, setup.spec_of, setup.plan, step)
+        return await collect(problems, examiner, on_chain=count)
 
     async def _push(self) -> float:
         """Push the current weights; a server that dies meanwhile is started again and pushed to. Returns seconds."""

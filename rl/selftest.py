@@ -29,9 +29,9 @@ from rl.build import Setup, build_learner, model_context, prepare, weight_source
 from rl.config import Config, override_config
 from rl.progress import RunProgress
 from rl.rundir import RunDir
-from rollout.chain import start_chain
+from rollout.chain import bare_chain, continue_chain
 from rollout.client import ServerDown
-from rollout.collect import collect, gather_all
+from rollout.collect import Examiner, collect, gather_all
 from rollout.sampling import SamplingParams
 from rollout.types import Chain
 
@@ -203,7 +203,7 @@ class Selftest:
         self, prompt: list[int], tokens: int, seed: int, temperature: float = 1.0, stop_ids: tuple[int, ...] = ()
     ) -> Chain:
         params = SamplingParams(tokens, stop_ids, seed, temperature)
-        return await start_chain(self.backend.sampler, "selftest", "selftest", prompt, params)
+        return await continue_chain(self.backend.sampler, bare_chain("selftest", "selftest", prompt), (), params)
 
     def _change_visibly(self, weights: list[Tensor]) -> bool:
         """Noise on some weights, more until the learner's own log-probabilities move well beyond the bound: whether."""
@@ -250,19 +250,9 @@ class Selftest:
         config, report, total = self.setup.config, self.report, agreement.weights_sum(self.learner)
         rows = []
         for step in (1, 2):
-            groups = await collect(
-                self.setup.problems(step)[:CHAINS],
-                sampler=self.backend.sampler,
-                template=self.setup.template,
-                pool=EveryOther(),
-                spec_of=self.setup.spec_of,
-                group_size=2,
-                max_tokens=config.rollout.max_tokens,
-                temperature=config.rollout.temperature,
-                budget=self.setup.budget,
-                run_seed=config.seed,
-                step=step,
-            )
+            plan = replace(self.setup.plan, samples=2)
+            examiner = Examiner(self.backend.sampler, self.setup.template, EveryOther(), self.setup.spec_of, plan, step)
+            groups = await collect(self.setup.problems(step)[:CHAINS], examiner)
             rows.append(self.learner.step(groups, self.version))
         report.ratio_max = worst(row["ratio/max"] for row in rows)
         report.mismatch = worst(row["mismatch_kl/fresh"] for row in rows)

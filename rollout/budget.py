@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rewards.errors import BadInput
-from rollout.chain import bare_chain, continue_chain, cut, start_chain
+from rollout.chain import continue_chain, cut
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.types import Chain, Sampler
 
-MAX_RETRIES = 20
-"""Times in a row that a close is taken back without one more thinking token; then it stands."""
+MAX_RETRIES = 20  # times in a row that a close is taken back without one more thinking token; then it stands
 
 
 @dataclass(frozen=True)
@@ -34,22 +33,19 @@ class Budget:
 async def sample_with_budget(
     sampler: Sampler,
     template: Template,
-    chain_id: str,
-    problem_id: str,
-    prompt_ids: Sequence[int],
+    chain: Chain,
     params: SamplingParams,
-    budget: Budget | None,
+    budget: Budget,
     seeds: Callable[[int], int],
 ) -> Chain:
-    """Sample one chain of at most `params.max_tokens` sampled tokens; `seeds(segment)` seeds each request.
+    """Go on from a bare prompt by at most `params.max_tokens` sampled tokens; `seeds(segment)` seeds each request.
 
     The first request asks for no more than the cap, so that nothing sampled is thrown away: a chain that is done
     within it takes one request, one whose close was forced or whose answer is not done takes a second.
     """
-    cap = budget.cap(params.max_tokens) if budget is not None else None
-    if budget is None or cap is None or not template.opened(list(prompt_ids)):
-        return await start_chain(sampler, chain_id, problem_id, prompt_ids, replace(params, seed=seeds(0)))
-    chain = bare_chain(chain_id, problem_id, prompt_ids)
+    cap = budget.cap(params.max_tokens)
+    if cap is None or not template.opened(chain.token_ids):
+        return await continue_chain(sampler, chain, (), replace(params, seed=seeds(0)))
     if cap > 0:
         chain = await continue_chain(sampler, chain, (), replace(params, max_tokens=cap, seed=seeds(0)))
     return await finish_thinking(sampler, template, chain, replace(params, seed=seeds(1)), budget.answer)
@@ -60,12 +56,17 @@ async def finish_thinking(
 ) -> Chain:
     """Bring a chain whose thinking is closed, ended or cut at its cap to an answer of at most `answer` tokens."""
     end = template.close_end(chain)
-    if end is not None:
-        return await _finish_answer(sampler, chain, end, params, answer)
-    if chain.finish_reason != "length":  # it ended, or was interrupted, inside its thinking: nothing to close
+    if end is None:
+        if chain.finish_reason != "length":  # it ended, or was interrupted, inside its thinking: nothing to close
+            return chain
+        chain = await continue_chain(sampler, chain, template.close_ids, replace(params, max_tokens=answer))
+        return replace(chain, finish_reason="forced") if chain.finish_reason == "stop" else chain
+    used = sum(chain.sampled[end:])
+    if used > answer:
+        return cut(chain, len(chain.token_ids) - (used - answer), "length")
+    if used == answer or chain.finish_reason != "length":
         return chain
-    chain = await continue_chain(sampler, chain, template.close_ids, replace(params, max_tokens=answer))
-    return replace(chain, finish_reason="forced") if chain.finish_reason == "stop" else chain
+    return await continue_chain(sampler, chain, (), replace(params, max_tokens=answer - used))
 
 
 def cut_chain(chain: Chain, template: Template, think: int) -> Chain | None:
@@ -111,12 +112,3 @@ async def extend_thinking(
         chain = await continue_chain(sampler, chain, wait_ids, replace(params, max_tokens=room, seed=seeds(segment)))
         segment, retries = segment + 1, retries + 1 if template.close_start(chain) == close + len(wait_ids) else 0
     return await finish_thinking(sampler, template, chain, replace(params, seed=seeds(segment)), budget.answer)
-
-
-async def _finish_answer(sampler: Sampler, chain: Chain, end: int, params: SamplingParams, answer: int) -> Chain:
-    used = sum(chain.sampled[end:])
-    if used > answer:
-        return cut(chain, len(chain.token_ids) - (used - answer), "length")
-    if used == answer or chain.finish_reason != "length":
-        return chain
-    return await continue_chain(sampler, chain, (), replace(params, max_tokens=answer - used))

@@ -27,23 +27,13 @@ def bare_chain(chain_id: str, problem_id: str, prompt_ids: Sequence[int]) -> Cha
     )
 
 
-async def start_chain(
-    sampler: Sampler, chain_id: str, problem_id: str, prompt_ids: Sequence[int], params: SamplingParams
-) -> Chain:
-    """Sample a chain from a prompt. Raises what `Sampler.sample` raises."""
-    return await continue_chain(sampler, bare_chain(chain_id, problem_id, prompt_ids), (), params)
-
-
 async def continue_chain(sampler: Sampler, chain: Chain, append_ids: Sequence[int], params: SamplingParams) -> Chain:
-    """Append ids (not trained), sample up to `params.max_tokens` more from the whole list, and merge.
-
-    The old ids stay a prefix of the new ones. The score is dropped: it judged another text.
-    """
+    """Append ids (not trained) and sample up to `params.max_tokens` more from the whole list."""
     return merge(chain, append_ids, await sampler.sample([*chain.token_ids, *append_ids], params))
 
 
 def merge(chain: Chain, append_ids: Sequence[int], completion: Completion) -> Chain:
-    """`chain` + inserted ids + a completion sampled after them."""
+    """`chain` + inserted ids + a completion sampled after them; the score is dropped, which judged another text."""
     start = len(chain.token_ids) + len(append_ids)
     versions = list(chain.versions)
     if completion.token_ids and (not versions or versions[-1][1] != completion.version):

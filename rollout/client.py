@@ -72,11 +72,7 @@ class VllmClient:
         )
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """Sample one completion; a log-probability that is not a finite number comes back as nan.
-
-        Raises BadInput also for a request that the server refuses (4xx, its answer shown), ServerDown when retries or
-        the deadline are used up.
-        """
+        """As the Protocol says. Raises BadInput also where the server refuses (4xx); nan = not a finite number."""
         check_fits(len(prompt_ids), params.max_tokens, self.context)
         async with self._slots:
             answer = await self._with_retries(request_body(prompt_ids, params), len(prompt_ids) + params.max_tokens)

@@ -1,20 +1,30 @@
-"""Problems x group_size -> scored groups: every chain at once, each scored as soon as it is done."""
+"""Problems x samples -> scored groups: every chain at once, each scored as soon as it is done.
+
+Training and evaluation ask alike. Where there are several thinking budgets, the thinking is sampled once, at the
+largest; smaller ones cut it and sample the answers anew, so that they are paired.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from rewards.errors import BadInput
 from rewards.types import Extras, Problem, Score
-from rollout.budget import Budget, sample_with_budget
+from rollout.budget import Budget, cut_chain, finish_thinking, sample_with_budget
+from rollout.chain import bare_chain
 from rollout.prompt import Shot, Style, Template
 from rollout.sampling import SamplingParams, request_seed
 from rollout.types import Chain, Group, Sampler
 
 T = TypeVar("T")
+
+EVAL_STEP = 0  # of an evaluation's request seeds and groups: training steps count from 1
 
 
 class Scorer(Protocol):
@@ -31,73 +41,120 @@ class Scorer(Protocol):
     ) -> Score: ...
 
 
-async def collect(
-    problems: Sequence[Problem],
-    *,
-    sampler: Sampler,
-    template: Template,
-    pool: Scorer,
-    spec_of: Callable[[Problem], Any],
-    group_size: int,
-    max_tokens: int,
-    run_seed: int,
-    step: int,
-    temperature: float = 1.0,
-    budget: Budget | None = None,
-    style: Style = "cot",
-    on_chain: Callable[[Chain], None] | None = None,
-) -> list[Group]:
-    """Sample and score `group_size` chains of each problem; groups and chains in order, ids "step/problem id/k".
+@dataclass(frozen=True)
+class Plan:
+    """How every problem is asked: what its chains depend on, beside the model, the prompt and the step."""
 
-    `spec_of(problem)` is the reward spec given to the pool, `on_chain` sees each scored chain as it is done.
+    samples: int  # chains a problem
+    temperature: float
+    budgets: tuple[int | None, ...]  # caps on thinking tokens, distinct; None = no cap
+    max_tokens: int  # sampled tokens of a chain
+    answer: int  # of these, behind a capped thinking; all that a direct prompt gets
+    seed: int
+
+    def of(self, style: Style) -> Plan:
+        """The plan for one prompt style: a direct prompt has no thinking to cap."""
+        if style != "direct":
+            return self
+        return replace(self, budgets=(None,), max_tokens=min(self.max_tokens, self.answer))
+
+    @property
+    def descending(self) -> list[int | None]:
+        """The budgets, the largest first (None above all)."""
+        return sorted(self.budgets, key=lambda b: math.inf if b is None else b, reverse=True)
+
+    def check(self, template: Template) -> None:
+        """Raise BadInput where thinking is capped that the model does not do."""
+        if not template.think and any(b is not None for b in self.budgets):
+            raise BadInput(f"budgets {list(self.budgets)} cap thinking, and model.think is false: it does not think")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem in one prompt style."""
+
+    problem: Problem
+    style: Style
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Asks a model questions and has its answers judged."""
+
+    sampler: Sampler
+    template: Template
+    pool: Scorer
+    spec_of: Callable[[Problem], Any]  # the reward spec given to the pool
+    plan: Plan
+    step: int = EVAL_STEP
+
+    async def ask(self, question: Question, on_chain: Callable[[], None] = lambda: None) -> Group:
+        """Every chain of one question, scored; `on_chain` is called as each of the k samples is done.
+
+        Ids are "step/problem id/k", in an evaluation "style/problem id/k", with "/budget" below the largest budget: a
+        smaller one has a chain of its own only where it changes something. Raises what `collect` raises.
+        """
+
+        async def one(k: int) -> list[Chain]:
+            with naming(question.problem):
+                chains = await self._at_budgets(question, k)
+            on_chain()
+            return chains
+
+        found = await gather_all(one(k) for k in range(self.plan.samples))
+        return Group(question.problem, [chain for chains in found for chain in chains], self.step)
+
+    async def _at_budgets(self, question: Question, k: int) -> list[Chain]:
+        problem, plan, template = question.problem, self.plan.of(question.style), self.template
+        seeds = partial(request_seed, plan.seed, self.step, problem.id, k)
+        score = partial(
+            score_chain, problem=problem, template=template, pool=self.pool, spec=self.spec_of(problem), step=self.step
+        )
+        params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
+        first, *smaller = plan.descending
+        asked = question.style if self.step == EVAL_STEP else self.step
+        bare = bare_chain(f"{asked}/{problem.id}/{k}", problem.id, question.prompt_ids)
+        long = await sample_with_budget(self.sampler, template, bare, params, Budget(first, plan.answer), seeds)
+
+        async def at(think: int | None) -> Chain | None:
+            cap = Budget(think, plan.answer).cap(plan.max_tokens) or 0
+            piece = cut_chain(long, template, cap) or long
+            own = replace(params, seed=seeds(2 + cap))
+            chain = await finish_thinking(self.sampler, template, piece, own, plan.answer)
+            return None if chain is long else await score(replace(chain, id=f"{long.id}/{think}"))
+
+        # No verdict is waited for before an answer is asked for: what is batched must not depend on the verifier.
+        found = await gather_all([score(long), *(at(think) for think in smaller)])
+        return [chain for chain in found if chain is not None]
+
+
+async def collect(
+    problems: Sequence[Problem], examiner: Examiner, style: Style = "cot", on_chain: Callable[[], None] = lambda: None
+) -> list[Group]:
+    """Sample and score every chain of each problem; groups and chains in order.
+
     Raises BadInput naming the problem whose prompt is refused, rollout.client.ServerDown; the rest is cancelled then.
     """
-    prompts = encode_prompts(problems, template, style)
-
-    async def one(problem: Problem, prompt_ids: list[int], k: int) -> Chain:
-        with_problem = partial(request_seed, run_seed, step, problem.id, k)
-        params = SamplingParams(
-            max_tokens=max_tokens, stop_ids=template.stop_ids, seed=with_problem(0), temperature=temperature
-        )
-        chain_id = f"{step}/{problem.id}/{k}"
-        chain = await name_problem(
-            problem,
-            sample_with_budget(sampler, template, chain_id, problem.id, prompt_ids, params, budget, with_problem),
-        )
-        chain = await score_chain(chain, problem, template=template, pool=pool, spec=spec_of(problem), step=step)
-        if on_chain is not None:
-            on_chain(chain)
-        return chain
-
-    chains = await gather_all(
-        one(problem, ids, k) for problem, ids in zip(problems, prompts, strict=True) for k in range(group_size)
-    )
-    return [
-        Group(problem, chains[i * group_size : (i + 1) * group_size], step=step) for i, problem in enumerate(problems)
-    ]
+    return await gather_all(examiner.ask(q, on_chain) for q in make_questions(problems, examiner.template, style))
 
 
-def encode_prompts(
+def make_questions(
     problems: Sequence[Problem],
     template: Template,
     style: Style,
     shots_of: Callable[[Problem], Sequence[Shot]] = lambda problem: (),
-) -> list[list[int]]:
-    """The prompt ids of every problem, before anything is sampled. Raises BadInput naming the problem.
-
-    `shots_of(problem)` are the worked examples of a few-shot prompt.
-    """
-    out = []
+) -> list[Question]:
+    """Every problem in one prompt style, behind its worked examples. Raises BadInput naming the problem."""
+    questions = []
     for problem in problems:
-        try:
-            out.append(template.encode(problem.prompt, style, shots_of(problem)))
-        except BadInput as error:
-            raise BadInput(f"problem {problem.id}: {error}") from None
-    return out
+        with naming(problem):
+            questions.append(Question(problem, style, template.encode(problem.prompt, style, shots_of(problem))))
+    return questions
 
 
 async def score_chain(
-    chain: Chain, problem: Problem, *, template: Template, pool: Scorer, spec: Any, step: int = 0
+    chain: Chain, problem: Problem, *, template: Template, pool: Scorer, spec: Any, step: int = EVAL_STEP
 ) -> Chain:
     """The chain with the pool's verdict; cut by the cap, or ended inside its thinking, it counts as truncated."""
     truncated = chain.finish_reason == "length" or template.unclosed(chain)
@@ -106,10 +163,11 @@ async def score_chain(
     return chain.with_score(score)
 
 
-async def name_problem(problem: Problem, sampling: Coroutine[Any, Any, T]) -> T:
-    """Await a request; a BadInput of the sampler's (a prompt beyond the context) comes to name the problem."""
+@contextlib.contextmanager
+def naming(problem: Problem) -> Iterator[None]:
+    """A BadInput from within (a prompt that can't be read, or is beyond the context) comes to name the problem."""
     try:
-        return await sampling
+        yield
     except BadInput as error:
         raise BadInput(f"problem {problem.id}: {error}") from None
 

@@ -11,61 +11,48 @@ from typing import Any
 
 from rewards.errors import BadInput
 from rollout import store
-from rollout.collect import gather_all
-from rollout.examine import Examiner, Question, style_of
+from rollout.collect import Examiner, Question, gather_all
+from rollout.evaluate import style_of
 from rollout.types import Group
 
-FRAME = 64
-"""Chains (of the largest budget) that are written together; a kill loses no more of those that are done."""
-CHUNK = 128
-"""Chains that an exact sampler is asked for together."""
-IN_FLIGHT = 512
-"""Chains under way at once with a server: more than it decodes together, so that it never waits for the longest."""
-
-Key = tuple[str, str]
-"""Prompt style, problem id."""
+CHUNK = 128  # chains that an exact sampler is asked for together
+IN_FLIGHT = 512  # chains under way at once with a server: more than it decodes, so that it never waits for the longest
 
 
 class EvalStore:
-    """The answered questions of one evaluation, by Key: in a file, or without a path in memory alone."""
+    """The answered questions of one evaluation, by prompt style and problem id: in a file, or in memory alone."""
 
     def __init__(self, path: Path | None, request: dict[str, Any], resume: bool) -> None:
         """Read back what `resume` goes on from. Raises BadInput where the file is of another `request` (plain JSON)."""
         self.path = path
         self.request = json.loads(json.dumps(request))
-        self.groups: dict[Key, Group] = {}
-        self._waiting: list[Group] = []
+        self.groups: dict[tuple[str, str], Group] = {}
         self._frames = 1  # with the request
         self._resumes = resume and path is not None and path.exists()
         if path is not None and self._resumes:
             _check_request(path, self.request)
             store.truncate(path, sys.maxsize)  # a frame that was cut off while it was written
             for self._frames, (_, groups) in enumerate(store.read(path), 1):
-                self.groups |= {key_of(group): group for group in groups}
+                self._keep(groups)
 
     def begin(self) -> None:
         """Right before the first question is asked: whatever stood in the file goes, unless it is gone on with."""
         if self.path is not None and not self._resumes:
             store.SampleStore(self.path).begin(self.request)
 
+    def unanswered(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions whose answers are not kept."""
+        return [question for question in questions if (question.style, question.problem.id) not in self.groups]
+
     def add(self, groups: Sequence[Group]) -> None:
-        """Keep the answers to some questions; they are on the disk when FRAME chains have come together."""
-        self.groups |= {key_of(group): group for group in groups}
-        self._waiting += groups
-        if sum(len(group.chains) for group in self._waiting) >= FRAME:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits."""
-        if self.path is not None and self._waiting:
-            store.SampleStore(self.path).append(self._frames, self._waiting)
+        """Keep the answers to some questions, on the disk when this returns."""
+        if self.path is not None:
+            store.SampleStore(self.path).append(self._frames, groups)
             self._frames += 1
-        self._waiting = []
+        self._keep(groups)
 
-
-def key_of(group: Group) -> Key:
-    """What tells a group apart from the others of its evaluation."""
-    return style_of(group), group.problem.id
+    def _keep(self, groups: Sequence[Group]) -> None:
+        self.groups |= {(style_of(group), group.problem.id): group for group in groups}
 
 
 async def answer_all(
@@ -86,15 +73,7 @@ async def answer_all(
         async with slots:
             kept.add(await gather_all(examiner.ask(question, on_chain) for question in chunk))
 
-    try:
-        await gather_all(answer(chunk) for chunk in chunks if unanswered(chunk, kept))
-    finally:
-        kept.flush()
-
-
-def unanswered(questions: Sequence[Question], kept: EvalStore) -> list[Question]:
-    """The questions whose answers are not kept."""
-    return [question for question in questions if (question.style, question.problem.id) not in kept.groups]
+    await gather_all(answer(chunk) for chunk in chunks if kept.unanswered(chunk))
 
 
 def _check_request(path: Path, request: dict[str, Any]) -> None:

@@ -6,60 +6,66 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from rewards.answer import final_answer
 from rewards.errors import Fault
-from rewards.types import Problem
-from rollout.collect import Scorer, gather_all
-from rollout.examine import Examiner, Plan, at_budget, make_questions, style_of
-from rollout.prompt import Style, Template
-from rollout.types import Chain, Group, Sampler
+from rewards.types import Problem, Score
+from rollout.collect import Examiner, Plan, collect
+from rollout.prompt import Style
+from rollout.types import Chain, Group
 
 Z95 = 1.959963984540054  # the normal's 97.5 % quantile
 RESAMPLES = 10_000
 
+Judged: TypeAlias = list[tuple[Chain, Score]]
+"""The samples of one problem but for those that errored or were skipped."""
+
 
 async def evaluate(
     problems: Sequence[Problem],
+    examiner: Examiner,
     *,
-    sampler: Sampler,
-    template: Template,
-    pool: Scorer,
-    spec_of: Callable[[Problem], Any],
     task_of: Callable[[Problem], str],
     model: str,
     split: str,
-    samples: int = 1,
     ks: Sequence[int] | None = None,
-    temperature: float = 1.0,
-    budgets: Sequence[int | None] = (None,),
     style: Style = "cot",
-    max_tokens: int,
-    answer: int,
-    seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], list[Group]]:
-    """Cells for each task and budget (in the order given), and the groups at the largest budget (None above all).
+    """Cells for each task and budget (in the plan's order), and the groups at the largest budget (None above all).
 
     `task_of(problem)` is the task string that its cell goes by; `ks` of pass@k and majority@k may be null: powers of
-    two up to `samples`, and it. For the rest see Plan. `on_progress(done, all)` counts chains. Raises what `collect`
-    raises, and BadInput for budgets without thinking.
+    two up to the plan's samples, and that. `on_progress(done, all)` counts chains. Raises what `collect` raises, and
+    BadInput for budgets without thinking.
     """
-    plan = Plan(samples, temperature, tuple(dict.fromkeys(budgets)), max_tokens, answer, seed)
-    plan.of(style).check(template)
-    questions, done = make_questions(problems, template, style), itertools.count(1)
+    plan, template = examiner.plan.of(style), examiner.template
+    plan.check(template)
+    done = itertools.count(1)
 
     def on_chain() -> None:
         if on_progress is not None:
-            on_progress(next(done), len(problems) * samples)
+            on_progress(next(done), len(problems) * plan.samples)
 
-    examiner = Examiner(sampler, template, pool, spec_of, plan)
-    groups = await gather_all(examiner.ask(question, on_chain) for question in questions)
+    groups = await collect(problems, examiner, style, on_chain)
     cells = make_cells(groups, plan, task_of, text_of=template.response_text, ks=ks, model=model, split=split)
-    return cells, [at_budget(group, plan.of(style).descending[0]) for group in groups]
+    return cells, [at_budget(group, plan.descending[0]) for group in groups]
+
+
+def style_of(group: Group) -> str:
+    """The prompt style in which a group's question was asked."""
+    return group.chains[0].id.partition("/")[0]
+
+
+def at_budget(group: Group, budget: int | None) -> Group:
+    """A question's chains under one budget, by k: its own, else the longest, which the cap left as it was."""
+    start = len(f"{style_of(group)}/{group.problem.id}/")
+    places = [(chain.id[start:].partition("/"), chain) for chain in group.chains]
+    own = {k: chain for (k, _, cap), chain in places if cap == str(budget)}
+    return replace(group, chains=[own.get(k, chain) for (k, _, cap), chain in places if not cap])
 
 
 def make_cells(
@@ -79,7 +85,7 @@ def make_cells(
     return [
         make_cell(
             [at_budget(group, budget) for group in some], text_of, ks, model=model, task=task, split=split,
-            style=cast(Style, style), budget=budget, temperature=plan.temperature, samples=plan.samples,
+            prompt=style, budget=budget, k=plan.samples, temperature=plan.temperature,
         )
         for (style, task), some in apart.items()
         for budget in plan.of(cast(Style, style)).budgets
@@ -87,46 +93,33 @@ def make_cells(
 
 
 def make_cell(
-    groups: Sequence[Group],
-    text_of: Callable[[Chain], str],
-    ks: Sequence[int] | None = None,
-    *,
-    model: str,
-    task: str,
-    split: str,
-    style: Style,
-    budget: int | None,
-    temperature: float,
-    samples: int,
+    groups: Sequence[Group], text_of: Callable[[Chain], str], ks: Sequence[int] | None = None, **named: Any
 ) -> dict[str, Any]:
     """One evaluation cell from scored groups of one task. Samples that errored or were skipped are left out.
 
+    `named` are the keys that say what was asked: model, task, split, prompt, budget, k, temperature.
     `outcomes` is [[correct, judged], ...], a pair a group, in order: intervals resample problems, paired across cells.
-    Raises Fault where no sample was judged.
+    `best_of@k` is there where it is not pass@k again. Raises Fault where no sample was judged.
     """
-    judged = [[c for c in group.chains if c.score is not None and c.score.counts] for group in groups]
-    chains = [chain for group in judged for chain in group]
+    judged = [_judged(group) for group in groups]
+    chains, scores = [c for some in judged for c, _ in some], [s for some in judged for _, s in some]
     if not chains:
-        raise Fault(f"no sample of task {task} was judged; see the reward's errors")
+        raise Fault(f"no sample of task {named['task']} was judged; see the reward's errors")
     most = max(map(len, judged))
-    statuses = Counter(chain.score.status for chain in chains if chain.score is not None)
-    ks = sorted({k for k in ks if k <= most}) if ks is not None else _powers(most)
-    outcomes = [[_correct(chain) for chain in group] for group in judged]
+    ks = sorted({k for k in ks if k <= most} if ks is not None else {*(2**i for i in range(most.bit_length())), most})
+    statuses = Counter(score.status for score in scores)
+    outcomes = [_correct(some) for some in judged]
+    passed, best = [mean_pass_at_k(outcomes, k) for k in ks], [_best_of(judged, k) for k in ks]
+    names = list(map(str, ks))
     return {
-        "model": model,
-        "task": task,
-        "split": split,
-        "prompt": style,
-        "budget": budget,
-        "k": samples,
-        "temperature": temperature,
+        **named,
         "n_problems": sum(map(bool, judged)),
         "n_samples": len(chains),
         **pass_at_1(outcomes),
-        "pass@k": {str(k): mean_pass_at_k(outcomes, k) for k in ks},
+        "pass@k": dict(zip(names, passed, strict=True)),
         "majority@k": {str(k): _majority(judged, text_of, k) for k in ks},
-        **_best_of(judged, ks),
-        "tokens_mean": sum(chain.sampled_count for chain in chains) / len(chains),
+        **({} if np.allclose(best, passed) else {"best_of@k": dict(zip(names, best, strict=True))}),
+        "tokens_mean": _tokens_mean(chains),
         "truncated": statuses["truncated"] / len(chains),
         "unparsed": statuses["unparsed"] / len(chains),
         "forced_closed": sum(chain.inserted_count > 0 for chain in chains) / len(chains),
@@ -163,13 +156,8 @@ def wilson(p: float, n: float, z: float = Z95) -> list[float]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of `k` samples is correct, from `c` correct of `n`: 1 - C(n-c, k) / C(n, k), unbiased.
-
-    As a product, which does not overflow (Chen et al. 2021, figure 3).
-    """
-    if n - c < k:
-        return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+    """Chance that one of `k` samples is correct, from `c` correct of `n`: unbiased (Chen et al. 2021, equation 1)."""
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)  # whole numbers: nothing overflows
 
 
 def mean_pass_at_k(outcomes: Iterable[Sequence[bool]], k: int) -> float:
@@ -180,10 +168,7 @@ def mean_pass_at_k(outcomes: Iterable[Sequence[bool]], k: int) -> float:
 def majority_correct(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
     """Whether the most frequent answer is correct; ties go to the one seen first, no answer has no vote."""
     votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
-        return False
-    winner = votes.most_common(1)[0][0]  # equal counts come in order of first sight
-    return correct[answers.index(winner)]
+    return bool(votes) and correct[answers.index(votes.most_common(1)[0][0])]  # equal counts: first sight first
 
 
 def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float:
@@ -202,11 +187,8 @@ def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float
 
 
 def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int = 0) -> dict[str, Any]:
-    """{"pass@1": b - a, "ci95": [low, high]}: percentile bootstrap over the problems, paired by id.
-
-    Raises ValueError where the two hold different problems.
-    """
-    rates_a, rates_b = _rates(groups_a), _rates(groups_b)
+    """{"pass@1": b - a, "ci95"}: percentile bootstrap over the problems, which must be the same (else ValueError)."""
+    rates_a, rates_b = ({g.problem.id: _correct(_judged(g)) for g in groups} for groups in (groups_a, groups_b))
     if rates_a.keys() != rates_b.keys():
         raise ValueError(f"{len(rates_a.keys() ^ rates_b.keys())} problems are in one evaluation and not in the other")
     gains = np.array([np.mean(rates_b[i]) - np.mean(rates_a[i]) for i in rates_a if rates_a[i] and rates_b[i]])
@@ -217,57 +199,45 @@ def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int 
     return {"pass@1": float(gains.mean()), "ci95": [float(low), float(high)]}
 
 
-def _majority(judged: Sequence[Sequence[Chain]], text_of: Callable[[Chain], str], k: int) -> float:
+def _judged(group: Group) -> Judged:
+    return [(chain, chain.score) for chain in group.chains if chain.score is not None and chain.score.counts]
+
+
+def _correct(samples: Judged) -> list[bool]:
+    return [score.correct for _, score in samples]
+
+
+def _tokens_mean(chains: Sequence[Chain]) -> float:
+    return sum(chain.sampled_count for chain in chains) / len(chains)
+
+
+def _majority(judged: Sequence[Judged], text_of: Callable[[Chain], str], k: int) -> float:
     """majority@k: the mean over disjoint runs of `k` samples of a problem, then over problems."""
     means = []
-    for chains in judged:
-        answers = [final_answer(text_of(chain)) for chain in chains]
-        correct = [_correct(chain) for chain in chains]
-        runs = [slice(i, i + k) for i in range(0, len(chains) - k + 1, k)]
+    for samples in judged:
+        answers, correct = [final_answer(text_of(chain)) for chain, _ in samples], _correct(samples)
+        runs = [slice(i, i + k) for i in range(0, len(samples) - k + 1, k)]
         means += [np.mean([majority_correct(answers[run], correct[run]) for run in runs])] if runs else []
     return float(np.mean(means))
 
 
-def _best_of(judged: Sequence[Sequence[Chain]], ks: Sequence[int]) -> dict[str, Any]:
-    """{"best_of@k": …} where values tell more than correctness does; else it would be pass@k again: {}."""
-    values = [[chain.score.value or 0.0 for chain in chains if chain.score is not None] for chains in judged]
-    correct = [[_correct(chain) for chain in chains] for chains in judged]
-    if all(map(_settled, values, correct)):
-        return {}
-    means = {k: [best_of_k(v, c, k) for v, c in zip(values, correct, strict=True) if len(v) >= k] for k in ks}
-    return {"best_of@k": {str(k): float(np.mean(found)) for k, found in means.items()}}
+def _best_of(judged: Sequence[Judged], k: int) -> float:
+    """best-of-k over the problems that have `k` samples."""
+    enough = [samples for samples in judged if len(samples) >= k]
+    return float(np.mean([best_of_k([s.value or 0.0 for _, s in some], _correct(some), k) for some in enough]))
 
 
-def _settled(values: Sequence[float], correct: Sequence[bool]) -> bool:
-    """Whether every correct sample of a problem has a greater value than every wrong one."""
-    right = [v for v, c in zip(values, correct, strict=True) if c]
-    wrong = [v for v, c in zip(values, correct, strict=True) if not c]
-    return not right or not wrong or min(right) > max(wrong)
-
-
-def _levels(groups: Sequence[Group], judged: Sequence[Sequence[Chain]], name: str) -> dict[Any, dict[str, Any]]:
+def _levels(groups: Sequence[Group], judged: Sequence[Judged], name: str) -> dict[Any, dict[str, Any]]:
     """{level: {pass@1, ci95, n_problems, tokens_mean}} by a field of the problems, in ascending order."""
-    levels: dict[Any, list[Sequence[Chain]]] = {}
-    for group, chains in zip(groups, judged, strict=True):
-        if chains:
-            levels.setdefault(getattr(group.problem, name), []).append(chains)
-    return {level: _level(levels[level]) for level in sorted(levels)}
-
-
-def _level(judged: Sequence[Sequence[Chain]]) -> dict[str, Any]:
-    tokens = [chain.sampled_count for chains in judged for chain in chains]
-    figures = pass_at_1([[_correct(chain) for chain in chains] for chains in judged])
-    return {**figures, "n_problems": len(judged), "tokens_mean": sum(tokens) / len(tokens)}
-
-
-def _rates(groups: Iterable[Group]) -> dict[str, list[bool]]:
-    return {g.problem.id: [_correct(c) for c in g.chains if c.score is not None and c.score.counts] for g in groups}
-
-
-def _correct(chain: Chain) -> bool:
-    return chain.score is not None and chain.score.correct
-
-
-def _powers(most: int) -> list[int]:
-    """1, 2, 4, … up to `most`, and `most`."""
-    return sorted({*(2**i for i in range(most.bit_length())), most})
+    levels: dict[Any, list[Judged]] = {}
+    for group, samples in zip(groups, judged, strict=True):
+        if samples:
+            levels.setdefault(getattr(group.problem, name), []).append(samples)
+    return {
+        level: {
+            **pass_at_1(map(_correct, some)),
+            "n_problems": len(some),
+            "tokens_mean": _tokens_mean([chain for samples in some for chain, _ in samples]),
+        }
+        for level, some in sorted(levels.items())
+    }

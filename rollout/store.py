@@ -80,10 +80,7 @@ def read_request(path: str | Path) -> dict[str, Any] | None:
 
 
 def truncate(path: str | Path, last_step: int) -> int:
-    """Cut the file behind `last_step` (and any torn tail), leaving the frames before byte for byte.
-
-    Returns the last step that survives, 0 where none does.
-    """
+    """Cut off what is behind `last_step`, and any torn tail; the last step that survives, 0 where none does."""
     path, size, last = Path(path), 0, 0
     if not path.exists():
         return 0

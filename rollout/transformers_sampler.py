@@ -85,10 +85,7 @@ class TransformersSampler:
         return await future
 
     def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy weights (Hugging Face names, full shapes) into the model and label them.
-
-        Raises Fault while requests are under way, for an unknown name, a wrong shape, or a parameter left out.
-        """
+        """Copy and label weights (HF names). Raises Fault for a name, a shape or a moment that is wrong, or a gap."""
         if self._flusher is not None:
             raise Fault("weights were pushed while chains were being sampled; wait for them first")
         own = dict(self._model.named_parameters(remove_duplicate=False))

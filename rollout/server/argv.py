@@ -9,8 +9,7 @@ from typing import Literal
 
 from rollout.server.hardware import Hardware
 
-PREFILL_TOKENS = 8192
-"""Prompt tokens that one engine step may take in, on a CPU."""
+PREFILL_TOKENS = 8192  # prompt tokens that one engine step may take in, on a CPU
 
 # OpenMP's threads wait for each other by spinning, by default for a third of a million turns: with a neighbour on the
 # same cores they burn the time that others need. Measured on the learner, two cores, alternating, medians of six steps:

@@ -16,10 +16,7 @@ KEY_VARIABLE = "PONDER_API_KEY"
 
 
 class RequireKey:
-    """ASGI middleware: every path but /health wants `Authorization: Bearer <key>`; websockets are refused.
-
-    Without a key in the environment everything but /health is refused.
-    """
+    """ASGI middleware: all but /health wants `Authorization: Bearer <key>`, which nobody has where no key is set."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

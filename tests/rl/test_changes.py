@@ -55,14 +55,14 @@ def policy(setup, texts: list[str]) -> FakeSampler:
 
 async def base_group(setup, text: str) -> Group:
     from rollout.budget import Budget, sample_with_budget
+    from rollout.chain import bare_chain
     from rollout.sampling import SamplingParams
 
     problem = setup.task.problem(0, "test")
     params = SamplingParams(96, setup.template.stop_ids, seed=0)
-    prompt, name = setup.template.encode(problem.prompt), f"cot/{problem.id}/0"
-    chain = await sample_with_budget(
-        policy(setup, [text]), setup.template, name, problem.id, prompt, params, Budget(None, 16), lambda s: s
-    )
+    bare = bare_chain(f"cot/{problem.id}/0", problem.id, setup.template.encode(problem.prompt))
+    sampler = policy(setup, [text])
+    chain = await sample_with_budget(sampler, setup.template, bare, params, Budget(None, 16), lambda s: s)
     return Group(problem, [chain])
 
 

@@ -255,11 +255,11 @@ def test_a_stop_signal_saves_the_last_whole_step(tmp_path, monkeypatch) -> None:
 
     original = loop.collect
 
-    async def collect(*args: Any, step: int, **kwargs: Any) -> Any:
-        if step == 2:
+    async def collect(problems: Any, examiner: Any, **kwargs: Any) -> Any:
+        if examiner.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(30)
-        return await original(*args, step=step, **kwargs)
+        return await original(problems, examiner, **kwargs)
 
     monkeypatch.setattr(loop, "collect", collect)
     config = make_config(tmp_path, "stopped", train={"checkpoint_every": 100})

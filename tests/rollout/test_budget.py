@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rewards.errors import BadInput
 from rollout.budget import MAX_RETRIES, Budget, cut_chain, extend_thinking, finish_thinking, sample_with_budget
+from rollout.chain import bare_chain
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.types import Chain
@@ -20,6 +21,11 @@ BOS, EOS, OPEN, CLOSE = 1, 2, 3, 4
 PROMPT = [BOS, 20, OPEN]
 T, A = 30, 40  # a thinking token, an answer token
 TEMPLATE = Template(word_tokenizer(), think=True, stop_ids=(EOS,))
+FREE = Budget(None, 4)
+
+
+def bare(prompt: list[int]) -> Chain:
+    return bare_chain("c", "p", prompt)
 
 
 def planned(thinking: int, answer: int, prompt: list[int] = PROMPT, end: int = EOS) -> FakeSampler:
@@ -37,19 +43,16 @@ def planned(thinking: int, answer: int, prompt: list[int] = PROMPT, end: int = E
     return FakeSampler(script)
 
 
-async def sample(
-    sampler: FakeSampler, budget: Budget | None, max_tokens: int = 100, prompt: list[int] = PROMPT
-) -> Chain:
+async def sample(sampler: FakeSampler, budget: Budget, max_tokens: int = 100, prompt: list[int] = PROMPT) -> Chain:
     params = SamplingParams(max_tokens, TEMPLATE.stop_ids, seed=0, temperature=0.7)
-    return await sample_with_budget(sampler, TEMPLATE, "c", "p", prompt, params, budget, lambda segment: 50 + segment)
+    return await sample_with_budget(sampler, TEMPLATE, bare(prompt), params, budget, lambda segment: 50 + segment)
 
 
 async def test_without_a_cap_it_is_one_request() -> None:
-    for budget in (None, Budget(None, 4)):
-        sampler = planned(5, 2)
-        chain = await sample(sampler, budget)
-        assert chain.response_ids == [T] * 5 + [CLOSE, A, A, EOS]
-        assert [(p.max_tokens, p.seed, p.temperature) for _, p in sampler.requests] == [(100, 50, 0.7)]
+    sampler = planned(5, 2)
+    chain = await sample(sampler, FREE)
+    assert chain.response_ids == [T] * 5 + [CLOSE, A, A, EOS]
+    assert [(p.max_tokens, p.seed, p.temperature) for _, p in sampler.requests] == [(100, 50, 0.7)]
 
 
 async def test_done_within_the_cap_is_one_request() -> None:
@@ -144,7 +147,7 @@ def test_any_budget_keeps_its_promises(thinking: int, answer: int, think: int, r
 @given(thinking=st.integers(0, 12), answer=st.integers(0, 6), think=st.integers(0, 13), room=st.integers(1, 5))
 def test_a_cap_cut_from_a_long_chain_is_what_the_cap_gives(thinking: int, answer: int, think: int, room: int) -> None:
     async def both() -> tuple[Chain, Chain, Chain]:
-        uncapped = await sample(planned(thinking, answer), None)
+        uncapped = await sample(planned(thinking, answer), FREE)
         capped = await sample(planned(thinking, answer), Budget(13, room))
         out = []
         for long in (uncapped, capped):
@@ -160,18 +163,18 @@ def test_a_cap_cut_from_a_long_chain_is_what_the_cap_gives(thinking: int, answer
 
 
 async def test_a_chain_whose_thinking_was_over_is_not_cut() -> None:
-    long = await sample(planned(5, 2), None)
+    long = await sample(planned(5, 2), FREE)
     assert cut_chain(long, TEMPLATE, 6) is None
     five = cut_chain(long, TEMPLATE, 5)
     assert five is not None
     assert (five.response_ids, five.finish_reason) == ([T] * 5, "length")
-    ended = await sample(FakeSampler(lambda ids, params: [T, T, EOS]), None)
+    ended = await sample(FakeSampler(lambda ids, params: [T, T, EOS]), FREE)
     assert cut_chain(ended, TEMPLATE, 3) is None
     assert cut_chain(ended, TEMPLATE, 2) is not None
 
 
 async def test_too_short_a_chain_cannot_be_cut() -> None:
-    short = await sample(planned(50, 2), None, max_tokens=4)
+    short = await sample(planned(50, 2), FREE, max_tokens=4)
     assert cut_chain(short, TEMPLATE, 4) == short
     with pytest.raises(ValueError, match="holds 4 thinking tokens, too few for a cap of 5"):
         cut_chain(short, TEMPLATE, 5)
@@ -185,7 +188,7 @@ def impatient(segment: int) -> FakeSampler:
 async def extend(sampler: FakeSampler, think: int, enough: int, wait_ids: tuple[int, ...] = ()) -> Chain:
     params = SamplingParams(100, TEMPLATE.stop_ids, seed=0)
     budget = Budget(think, 4)
-    chain = await sample_with_budget(sampler, TEMPLATE, "c", "p", PROMPT, params, budget, lambda s: s)
+    chain = await sample_with_budget(sampler, TEMPLATE, bare(PROMPT), params, budget, lambda s: s)
     satisfied = lambda text: text.split().count(TEMPLATE.tokenizer.decode([T])) >= enough  # noqa: E731
     return await extend_thinking(sampler, TEMPLATE, chain, params, budget, lambda s: s, satisfied, wait_ids)
 
@@ -213,7 +216,7 @@ async def test_an_extension_ends_at_the_budget() -> None:
 async def test_a_chain_that_thought_past_the_budget_is_cut_to_it() -> None:
     params = SamplingParams(12, TEMPLATE.stop_ids, seed=0)
     sampler = planned(50, 2)
-    chain = await sample_with_budget(sampler, TEMPLATE, "c", "p", PROMPT, params, None, lambda s: s)
+    chain = await sample_with_budget(sampler, TEMPLATE, bare(PROMPT), params, FREE, lambda s: s)
     assert chain.response_ids == [T] * 12
     longer = await extend_thinking(sampler, TEMPLATE, chain, params, Budget(None, 4), lambda s: s, lambda _: False)
     assert longer.response_ids == [T] * 8 + [CLOSE, A, A, EOS]

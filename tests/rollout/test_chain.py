@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rewards.errors import BadInput
 from rewards.types import Score
-from rollout.chain import bare_chain, continue_chain, cut, merge, start_chain
+from rollout.chain import bare_chain, continue_chain, cut, merge
 from rollout.sampling import SamplingParams
 from rollout.types import Completion
 from tests.fakes import FakeSampler
@@ -21,7 +21,7 @@ IDS = st.lists(st.integers(3, 15), max_size=5)
 
 async def test_start_and_forced_close_by_hand() -> None:
     sampler = FakeSampler(lambda ids, params: [7, 8, 9] if len(ids) == 2 else [5, 2], version=4)
-    chain = await start_chain(sampler, "1/p/0", "p", [1, 6], PARAMS)
+    chain = await continue_chain(sampler, bare_chain("1/p/0", "p", [1, 6]), (), PARAMS)
     assert chain.token_ids == [1, 6, 7, 8, 9]
     assert (chain.finish_reason, chain.versions, chain.prompt_len) == ("length", [(2, 4)], 2)
 
@@ -37,13 +37,13 @@ async def test_start_and_forced_close_by_hand() -> None:
 
 async def test_an_unchanged_version_has_one_entry() -> None:
     sampler = FakeSampler(lambda ids, params: [7, 8, 9], version=4)
-    chain = await start_chain(sampler, "c", "p", [1], PARAMS)
+    chain = await continue_chain(sampler, bare_chain("c", "p", [1]), (), PARAMS)
     assert (await continue_chain(sampler, chain, [], PARAMS)).versions == [(1, 4)]
 
 
 async def test_empty_prompts_are_refused_by_the_sampler() -> None:
     with pytest.raises(BadInput, match="empty"):
-        await start_chain(FakeSampler(), "c", "p", [], PARAMS)
+        await continue_chain(FakeSampler(), bare_chain("c", "p", []), (), PARAMS)
 
 
 @given(
@@ -74,7 +74,7 @@ def test_cut_keeps_a_prefix(length: int, seed: int) -> None:
     sampler = FakeSampler(version=1)
 
     async def build():
-        chain = await start_chain(sampler, "c", "p", [1, 2, 3], params)
+        chain = await continue_chain(sampler, bare_chain("c", "p", [1, 2, 3]), (), params)
         sampler.version = 2
         return await continue_chain(sampler, chain, [4], params)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rewards.errors import BadInput
 from rewards.types import Problem
-from rollout.budget import Budget
 from rollout.client import ServerDown
-from rollout.collect import collect
+from rollout.collect import Examiner, Plan, collect
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams, request_seed
 from rollout.types import Completion
@@ -27,27 +27,23 @@ def thinker(ids: list[int], params: SamplingParams) -> list[int]:
 
 
 async def run(sampler: Any, pool: FakePool | None = None, **options: Any) -> Any:
-    settings = {"group_size": 4, "max_tokens": 20, "run_seed": 3, "step": 7} | options
-    problems = settings.pop("problems", PROBLEMS)
-    return await collect(
-        problems,
-        sampler=sampler,
-        template=TEMPLATE,
-        pool=pool or FakePool(),
-        spec_of=lambda p: f"spec of {p.id}",
-        **settings,
-    )
+    told = {name: options.pop(name) for name in ("style", "on_chain") if name in options}
+    problems = options.pop("problems", PROBLEMS)
+    plan = replace(Plan(4, 1.0, (None,), max_tokens=20, answer=4, seed=3), **options)
+    examiner = Examiner(sampler, TEMPLATE, pool or FakePool(), lambda p: f"spec of {p.id}", plan, step=7)
+    return await collect(problems, examiner, **told)
 
 
 async def test_groups_come_in_order_with_ids_seeds_and_scores() -> None:
     sampler, pool = FakeSampler(thinker), FakePool()
-    seen: list[str] = []
-    groups = await run(sampler, pool, temperature=0.7, on_chain=lambda chain: seen.append(chain.id))
+    done: list[int] = []
+    groups = await run(sampler, pool, temperature=0.7, on_chain=lambda: done.append(1))
     assert [g.problem for g in groups] == PROBLEMS
     assert [g.step for g in groups] == [7, 7, 7]
     ids = [f"7/p{i}/{k}" for i in range(3) for k in range(4)]
     assert [c.id for g in groups for c in g.chains] == ids
-    assert sorted(seen) == sorted(asked for asked, _, _ in pool.asked) == sorted(ids)
+    assert sorted(asked for asked, _, _ in pool.asked) == sorted(ids)
+    assert len(done) == len(ids)
     assert all(c.score.id == c.id and c.score.status == "ok" for g in groups for c in g.chains)
     assert [p.seed for _, p in sampler.requests] == [request_seed(3, 7, f"p{i}", k) for i in range(3) for k in range(4)]
     assert {(p.max_tokens, p.temperature, p.stop_ids, p.plain) for _, p in sampler.requests} == {
@@ -64,7 +60,7 @@ async def test_the_verifier_reads_text_and_gets_the_row_s_spec() -> None:
             return await super().score(chain_id, response, problem, spec, truncated)
 
     sampler = FakeSampler(lambda ids, params: [30, CLOSE, 31, EOS])
-    await run(sampler, Pool(), group_size=1)
+    await run(sampler, Pool(), samples=1)
     text = TEMPLATE.tokenizer.decode([OPEN, 30, CLOSE, 31])
     assert sorted(specs) == [(text, f"p{i}", f"spec of p{i}", False, [30, CLOSE, 31, EOS], 7) for i in range(3)]
 
@@ -81,7 +77,7 @@ async def test_what_has_no_whole_answer_is_truncated(response: list[int], max_to
 
 async def test_a_budget_closes_by_force_with_seeds_of_their_own() -> None:
     sampler = FakeSampler(lambda ids, params: [31, EOS] if CLOSE in ids else [30] * 20)
-    groups = await run(sampler, budget=Budget(5, 4), group_size=2)
+    groups = await run(sampler, budgets=(5,), samples=2)
     assert {c.finish_reason for g in groups for c in g.chains} == {"forced"}
     assert {c.score.status for g in groups for c in g.chains} == {"ok"}
     seeds = {request_seed(3, 7, f"p{i}", k, s) for i in range(3) for k in range(2) for s in range(2)}

@@ -13,9 +13,9 @@ import pytest
 from rewards.errors import BadInput
 from rewards.types import Problem
 from rollout import evalstore, store
-from rollout.evalstore import EvalStore, answer_all, unanswered
+from rollout.collect import Examiner, Plan, Question, make_questions
+from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
-from rollout.examine import Examiner, Plan, Question, make_questions
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.store import SampleStore, read
@@ -50,7 +50,7 @@ class Dying(FakeSampler):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("FRAME", 4), ("CHUNK", 6), ("IN_FLIGHT", 6)):
+    for name, value in (("CHUNK", 6), ("IN_FLIGHT", 6)):
         monkeypatch.setattr(evalstore, name, value)
 
 
@@ -102,10 +102,7 @@ async def test_a_killed_evaluation_ends_as_a_whole_one(tmp_path: Path, last: int
 
 
 @pytest.mark.parametrize("last", [30, 10**9])
-async def test_what_waits_for_its_frame_is_written_at_every_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
-) -> None:
-    monkeypatch.setattr(evalstore, "FRAME", 10**6)
+async def test_what_is_answered_is_on_the_disk_at_every_end(tmp_path: Path, last: int) -> None:
     path = tmp_path / "e.samples.jsonl.zst"
     with contextlib.suppress(RuntimeError):
         await answers(path, Dying(last), exact=False)
@@ -130,7 +127,7 @@ async def test_anew_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     await answers(path, Dying())
     size = path.stat().st_size
     kept = EvalStore(path, REQUEST, resume=False)
-    assert unanswered(QUESTIONS, kept) == QUESTIONS
+    assert kept.unanswered(QUESTIONS) == QUESTIONS
     assert path.stat().st_size == size  # nothing goes before something is asked
     kept.begin()
     assert [groups for _, groups in read(path)] == [[]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rewards.answer import final_answer
 from rewards.errors import BadInput, Fault
 from rewards.types import Problem, Score, Status
 from rollout.chain import bare_chain
+from rollout.collect import Examiner, Plan
 from rollout.evaluate import (
     best_of_k,
     evaluate,
@@ -191,19 +192,12 @@ NEEDS = {need: need for need in (2, 12, 22, 32)}
 
 
 async def run(sampler: Any, pool: Any = None, **options: Any) -> Any:
-    settings: dict[str, Any] = {
-        "problems": PROBLEMS,
-        "template": TEMPLATE,
-        "spec_of": lambda p: None,
-        "task_of": lambda p: p.task,
-        "model": "m",
-        "split": "test",
-        "samples": 2,
-        "max_tokens": 64,
-        "answer": 4,
-    } | options
+    names = {field.name for field in fields(Plan)} & options.keys()
+    plan = replace(Plan(2, 1.0, (None,), max_tokens=64, answer=4, seed=0), **{n: options.pop(n) for n in names})
     pool = pool or FakePool(lambda response, problem: final_answer(response) == "5")
-    return await evaluate(settings.pop("problems"), sampler=sampler, pool=pool, **settings)
+    examiner = Examiner(sampler, options.pop("template", TEMPLATE), pool, lambda p: None, plan)
+    problems = options.pop("problems", PROBLEMS)
+    return await evaluate(problems, examiner, task_of=lambda p: p.task, model="m", split="test", **options)
 
 
 class TestEvaluate:
@@ -309,7 +303,7 @@ def cell_of(groups: list[Group], texts: dict[str, str] | None = None, ks: list[i
         return texts[chain.id] if texts else "5"
 
     return make_cell(
-        groups, text_of, ks, model="m", task="toy", split="test", style="cot", budget=None, temperature=1.0, samples=5
+        groups, text_of, ks, model="m", task="toy", split="test", prompt="cot", budget=None, k=5, temperature=1.0
     )
 
 

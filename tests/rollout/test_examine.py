@@ -9,7 +9,8 @@ import pytest
 from rewards.answer import final_answer
 from rewards.errors import BadInput
 from rewards.types import Problem
-from rollout.examine import Examiner, Plan, at_budget, make_questions, style_of
+from rollout.collect import Examiner, Plan, make_questions
+from rollout.evaluate import at_budget, style_of
 from rollout.prompt import Style, Template
 from rollout.types import Group
 from tests.fakes import FakePool, word_tokenizer

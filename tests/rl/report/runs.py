@@ -128,8 +128,8 @@ def _store(
     task: str = "letters",
 ) -> None:
     cell = partial(
-        make_cell, text_of=template.response_text, model=label, task=task, split=split, style="cot",
-        temperature=1.0, samples=1,
+        make_cell, text_of=template.response_text, model=label, task=task, split=split, prompt="cot",
+        temperature=1.0, k=1,
     )  # fmt: skip
     run.eval.mkdir(exist_ok=True)
     SampleStore(run.eval / f"{label}.samples.jsonl.zst").append(0, groups)
