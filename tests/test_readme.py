@@ -54,7 +54,8 @@ def test_the_tree_names_every_file_and_no_other() -> None:
         if header := re.match(r"\| \*\*([\w/]+)/\*\*", row):
             folder = header[1]
         named.setdefault(folder, set()).update(re.findall(r"`(\w+\.py)`", row))
-    for folder in sorted(path.parent for name in ("rewards", "rollout", "rl") for path in ROOT.glob(f"{name}/**/__init__.py")):
+    inits = [path for name in ("rewards", "rollout", "rl") for path in ROOT.glob(f"{name}/**/__init__.py")]
+    for folder in sorted(path.parent for path in inits):
         package = folder.relative_to(ROOT).as_posix()
         files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
         assert named[package] == files, package
