@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rollout.server.argv import SPIN_COUNT, SPIN_VARIABLE, ServerSpec
@@ -18,6 +19,8 @@ from rollout.server.process import ServerProcess, free_port
 from tests.models import tiny_model
 
 os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # before any test loads torch
+hypothesis.settings.register_profile("ponder", deadline=None)  # machines are shared: no test is timed
+hypothesis.settings.load_profile("ponder")
 
 
 @dataclass(frozen=True)

