@@ -22,7 +22,6 @@ from rollout.server.process import served_hardware
 
 if TYPE_CHECKING:  # torch and transformers load when the learner is built
     from rl.learner import Learner
-    from rl.sync import WeightSource
 
 PROBLEMS_SCANNED = 2000  # prompts that are tokenized before the run to find the longest
 
@@ -77,25 +76,17 @@ def prepare(config: Config) -> Setup:
     check_stated(hardware, config.hardware.gpus, config.hardware.gpu_memory_gb)
     if not Path(path).is_dir():
         raise BadInput(f"model.path={path}: no such directory; give a local one (a hub's name is for --dry-run alone)")
-    return examine(config, hardware, load_template(config))
-
-
-def load_template(config: Config) -> Template:
-    """The model's template, as the configuration wants it. Raises BadInput."""
-    model = config.model
-    return Template.load(model.path, think=model.think, system_prompt=model.system_prompt)
+    template = Template.load(path, think=config.model.think, system_prompt=config.model.system_prompt)
+    return examine(config, hardware, template)
 
 
 def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
     """Check task and prompt lengths against the model's context. Raises BadInput."""
     task = load_task(config.task, seed=config.seed)
     setup = Setup(config, task, template, 0, hardware)
-    if config.eval.every > 0:
-        for split in ("val", "test"):
-            if not setup.eval_problems(split):
-                raise BadInput(
-                    f"task {task.name} has no {split} problems; add rows with split: {split}, or set eval.every=0"
-                )
+    for split in ("val", "test"):
+        if config.eval.every > 0 and not setup.eval_problems(split):
+            raise BadInput(f"task {task.name} has no {split} problems; add rows with that split, or set eval.every=0")
     closing = len(template.close_ids) if config.model.think else 0  # a forced close is inserted on top
     context = longest_prompt(setup) + config.rollout.max_tokens + closing
     limit = model_context(str(shapes_path(config.model.path)))
@@ -155,12 +146,3 @@ def build_learner(config: Config, checkpoint: str | None = None) -> Learner:
         policy, objective, config.train, temperature=config.rollout.temperature, total_steps=config.train.steps,
         reference=reference, dtype=model.dtype,
     )  # fmt: skip
-
-
-def weight_source(config: Config, learner: Learner) -> WeightSource:
-    """The learner's weights, cast to the dtype that is served."""
-    import torch
-
-    from rl.sync import ModuleSource
-
-    return ModuleSource(learner.policy, getattr(torch, config.model.dtype))

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from rl import train as train_module
 from rl.cli_axes import REPORT_EXAMPLE, SCALING_EXAMPLE, report, scaling
 from rl.cli_data import rewards_app, tasks_app
 from rl.exits import CheckFailed, run_command
+from rl.train import EPILOG, Overrides, train
 
 app = typer.Typer(
     name="ponder",
@@ -22,15 +22,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
-app.command("train", epilog=train_module.EPILOG)(train_module.train)
+app.command("train", epilog=EPILOG)(train)
 app.command("scaling", epilog=SCALING_EXAMPLE)(scaling)
 app.command("report", epilog=REPORT_EXAMPLE)(report)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(config_app, name="config")
 
-
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON")]
 
 
@@ -120,10 +118,11 @@ def evaluate(
 @app.command("pretrain", epilog="Example: ponder pretrain configs/pretrain_tiny.yaml steps=200 out=runs/base")
 def pretrain(config: str, overrides: Overrides = None) -> None:
     """Make a base model by next-word prediction on countdown search traces."""
-    from rl.pretrain import load_pretrain_config
+    from rl.config import load_section
+    from rl.pretrain import PretrainConfig
     from rl.pretrain import pretrain as run_pretrain
 
-    settings = load_pretrain_config(config, overrides or [])
+    settings = load_section(PretrainConfig, config, overrides or [])
     print(f"{settings.out}: {run_pretrain(settings):.3f} nats a token")
 
 

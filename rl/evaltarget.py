@@ -91,12 +91,13 @@ async def open_sampler(target: Target, context: int, seed: int) -> AsyncIterator
 
 
 async def _start_server(target: Target, context: int, seed: int) -> tuple[ServerProcess, VllmClient]:
-    from rl.model import has_weights, materialise
+    from rl.model import has_weights, load_policy, save_model
 
     scratch = Path(tempfile.mkdtemp(prefix="ponder-eval-"))  # removed with the server
     path = target.path
     if not has_weights(path):
-        path = str(materialise(path, seed, "float32", scratch / "model"))
+        path = str(scratch / "model")
+        save_model(load_policy(target.path, "float32", seed)[0], target.path, path)
     spec = ServerSpec(
         model=path, dtype="float32", max_model_len=context, seed=seed, port=free_port(), sync_dir=None,
         load_format="auto", kv_cache_gb=1.0, gpu_memory_utilization=0.9, eager=True, threads=None,

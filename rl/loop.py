@@ -15,13 +15,14 @@ from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
 from rewards.types import Score, Split
 from rl.backend import Backend
-from rl.build import Setup, weight_source
+from rl.build import Setup
 from rl.checkpoint import Checkpoint, save_checkpoint
 from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
+from rl.sync import ModuleSource
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect
 from rollout.queue import RolloutQueue
@@ -60,7 +61,7 @@ class Trainer:
         self.backend, self.learner, self.progress, self.stop = backend, learner, progress, stop
         self.replay = replay
         self.scorer = TimedScorer(pool)
-        self.source = weight_source(setup.config, learner)
+        self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.version = 0  # of the learner's weights = steps done
         self.saved = -1  # step of the newest checkpoint that was written, or tried
         self.whole = self._position

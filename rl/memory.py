@@ -97,8 +97,7 @@ class Placement:
                 size, item = max((size, item) for item, size in place.items.items() if item != SPARE)
                 raise BadInput(
                     f"{place.name} has {place.capacity / GB:.1f} GB and {place.needed / GB:.1f} GB would lie there, "
-                    f"most of it {item}, {size / GB:.1f} GB: {REMEDIES.get(item, 'use a smaller model.path')}, or a "
-                    "device with more memory"
+                    f"most of it {item}, {size / GB:.1f} GB: {REMEDIES.get(item, 'use a smaller model.path')}"
                 )
 
 
@@ -112,8 +111,7 @@ def shapes_path(path: str) -> Path:
         if directory.is_dir():
             return directory
     raise BadInput(
-        f"model.path={path} is no local directory, and configs/models/{name}/config.json, which would give its shapes, "
-        "is not there; put the model's config.json there or name a local directory"
+        f"model.path={path}: no such directory, and no configs/models/{name}/config.json with its shapes; add that file"
     )
 
 
@@ -146,10 +144,9 @@ def kv_bytes_per_token(shapes: Shapes, dtype: str) -> int:
 def activation_bytes(shapes: Shapes, tokens: int, dtype: str, *, lora: bool, checkpointing: bool) -> float:
     """What a micro-batch's forward pass keeps for its backward pass, and one layer's worth to work with.
 
-    A layer keeps for each token, with b bytes a number: the gate, up, activated and multiplied MLP vectors (4 b I),
-    query, its rotation and attention's output (3 b Q), key and value (2 b KV), and 24 (fp32) or 26 bytes of the hidden
-    vector for the two norms, their inputs and the residual stream in fp32; 8 less under LoRA, whose norms are frozen.
-    With checkpointing only each layer's input is kept, and one layer is recomputed at a time.
+    A layer keeps for each token, with b bytes a number: four MLP vectors (4 b I), query, its rotation and attention's
+    output (3 b Q), key and value (2 b KV), and of the hidden vector 24 (fp32) or 26 bytes for norms and residual
+    stream, 8 less under LoRA, whose norms are frozen. With checkpointing only each layer's input is kept.
     """
     b, c = ITEM[dtype], shapes.config
     query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim

@@ -106,7 +106,8 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
         directory.mkdir(parents=True, exist_ok=True)
         if any(is_adapter(name) for name, _ in model.named_parameters()):
             _save_adapter(model, directory / ADAPTER)
-            merged = {name: tensor.cpu() for name, tensor in ModuleSource(model, model.dtype).tensors()}
+            source = ModuleSource(model, str(model.dtype).removeprefix("torch."))
+            merged = {name: tensor.cpu() for name, tensor in source.tensors()}
         model.save_pretrained(directory, state_dict=merged)
         for pattern in COPIED_FILES:
             for file in Path(tokenizer_source).glob(pattern):
@@ -116,13 +117,6 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
         raise BadInput(f"can't save the model to {directory}: {one_line(str(error))}; free some space") from None
     finally:
         model.generation_config = generation
-
-
-def materialise(path: str | Path, seed: int, dtype: str, out_dir: str | Path) -> Path:
-    """Save the random initialisation of a directory without weights, so that a server can load it; returns out_dir."""
-    model, _ = load_policy(path, dtype, seed)
-    save_model(model, path, out_dir)
-    return Path(out_dir)
 
 
 def policy_logprobs(
@@ -157,14 +151,10 @@ def add_adapter(
 
     names = {name.rpartition(".")[2] for name in adapted_layers(model, lora)}
     wanted = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none",
         target_modules=sorted(names) if lora.targets == "all-linear" else list(lora.targets),
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-    )
+        task_type="CAUSAL_LM", base_model_name_or_path=base,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(wanted, model)
@@ -186,16 +176,12 @@ def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
         return plain
     found: dict[str, nn.Linear] = {}
     for target in lora.targets:
-        named = {name: m for name, m in model.named_modules() if name == target or name.endswith(f".{target}")}
+        named = [name for name, _ in model.named_modules() if f".{name}".endswith(f".{target}")]
         if not named:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in plain}))
             raise BadInput(f"model.lora.targets: the model has no {target!r}; choose among {known}, or all-linear")
-        refused = [name for name in named if name not in plain]
-        if refused:
-            raise BadInput(
-                f"model.lora.targets: {refused[0]} is no linear layer of the model's body, and adapters go on nothing "
-                "else (not on embedding and head, which may be one tensor); leave it out"
-            )
+        if refused := [name for name in named if name not in plain]:
+            raise BadInput(f"model.lora.targets: {refused[0]} is no linear layer of the model's body; leave it out")
         found |= {name: plain[name] for name in named}
     return found
 
@@ -233,14 +219,9 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
 def _load_weights(path: Path, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+            path, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+            local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BadInput(f"the weights in {path} can't be loaded: {one_line(str(error))}") from None
     if missing := sorted(info["missing_keys"]):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from rewards.types import Prompt
-from rl.build import Setup, examine, load_template
+from rl.build import Setup, examine
 from rl.config import Config
 from rl.memory import GB, Placement, Shapes, place
 from rollout.prompt import Template
@@ -25,8 +25,10 @@ def print_plan(config: Config) -> None:
     Raises BadInput where something is wrong or doesn't fit. A hub's name in `model.path` is enough: see shapes_path.
     """
     hardware = stated_hardware(probe(), config.hardware.gpus, config.hardware.gpu_memory_gb)
-    local = Path(config.model.path).is_dir()
-    template = load_template(config) if local else cast(Template, ByteCount(config.model.system_prompt or ""))
+    model, template = config.model, cast(Template, ByteCount(config.model.system_prompt or ""))
+    local = Path(model.path).is_dir()
+    if local:
+        template = Template.load(model.path, think=model.think, system_prompt=model.system_prompt)
     setup = examine(config, hardware, template)
     placement = place(config, hardware, setup.context)
     title = f"{config.run_dir}: nothing was started; all sizes are estimates"

@@ -24,7 +24,7 @@ from rewards.tasks import load_task
 from rewards.tasks.countdown import write_trace
 from rewards.types import Problem
 from rl.batch import flatten, pack
-from rl.config import Section, load_section
+from rl.config import Section
 from rl.model import load_policy, policy_logprobs, save_model
 from rl.provenance import command, versions
 from rl.rundir import write_json
@@ -56,11 +56,6 @@ class PretrainConfig(Section):
     """Steps of linear warm-up."""
     threads: int | None = Field(None, ge=1)
     """Threads; null = all cores."""
-
-
-def load_pretrain_config(path: str, overrides: list[str]) -> PretrainConfig:
-    """Read a pre-training YAML. Raises BadInput."""
-    return load_section(PretrainConfig, path, overrides)
 
 
 def pretrain(config: PretrainConfig) -> float:

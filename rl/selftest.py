@@ -25,10 +25,11 @@ from rewards.types import Problem, Score
 from rl import agreement
 from rl.agreement import Gaps, worst, worst_gap
 from rl.backend import Backend, choose_backend
-from rl.build import Setup, build_learner, model_context, prepare, weight_source
+from rl.build import Setup, build_learner, model_context, prepare
 from rl.config import Config, override_config
 from rl.progress import RunProgress
 from rl.rundir import RunDir
+from rl.sync import ModuleSource
 from rollout.chain import bare_chain, continue_chain
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect, gather_all
@@ -115,7 +116,7 @@ class Selftest:
 
     def __init__(self, setup: Setup, backend: Backend, learner: Learner) -> None:
         self.setup, self.backend, self.learner = setup, backend, learner
-        self.source = weight_source(setup.config, learner)
+        self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.bound = agreement.parity_bound(setup.config)
         self.prompts = [setup.template.encode(problem.prompt) for problem in setup.problems(1)[:CHAINS]]
         self.version = -1

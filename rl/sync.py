@@ -51,15 +51,14 @@ class ModuleSource:
     """
 
     module: nn.Module
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
 
     def manifest(self) -> Manifest:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return [(hf_name(name), dtype, tuple(p.shape)) for name, p in self._parameters()]
+        return [(hf_name(name), self.dtype, tuple(p.shape)) for name, p in self._parameters()]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters():
-            yield hf_name(name), self._merged(name, parameter).to(self.dtype)
+            yield hf_name(name), self._merged(name, parameter).to(getattr(torch, self.dtype))
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.module.named_parameters() if not is_adapter(name))

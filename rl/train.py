@@ -14,13 +14,12 @@ from rewards.errors import BadInput
 from rl.exits import run_command
 
 EPILOG = "Example: ponder train configs/quickstart.yaml run.name=first train.steps=20"
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …, on top of the file", show_default=False)]
 
 
 def train(
     config: Annotated[str | None, typer.Argument(help="YAML file; see configs/", show_default=False)] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.sub=value …, on top of the file", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
     replay: Annotated[Path | None, typer.Option(help="train from this run's stored chains, without a server")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a directory that holds a run")] = False,

@@ -58,7 +58,7 @@ def frozen(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if not p.requires_grad}
 
 
-def sent(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def sent(model: nn.Module, dtype: str = "float32") -> dict[str, torch.Tensor]:
     return dict(ModuleSource(model, dtype).tensors())
 
 
@@ -146,8 +146,8 @@ def test_a_push_sends_plain_names_merged_in_fp32_and_cast_once(model_path: Path,
     model, plain = adapted(model_path, dtype=dtype, noise=0.1), load_policy(model_path, dtype, 0)[0]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     kind = getattr(torch, dtype)
-    assert ModuleSource(model, kind).manifest() == ModuleSource(plain, kind).manifest()
-    got, base = sent(model, kind), dict(plain.named_parameters())
+    assert ModuleSource(model, dtype).manifest() == ModuleSource(plain, dtype).manifest()
+    got, base = sent(model, dtype), dict(plain.named_parameters())
     for name, tensor in got.items():
         a, b = (before.get(f"{name.removesuffix('.weight')}.lora_{x}.default.weight") for x in "AB")
         wanted = base[name] if a is None else base[name].float() + 2.0 * (b @ a)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards.errors import BadInput
 from rl.batch import flatten, pack
-from rl.model import has_weights, load_policy, materialise, policy_logprobs, save_model
+from rl.model import has_weights, load_policy, policy_logprobs, save_model
 from tests.models import ARCHITECTURES, tiny_model
 from tests.rl.chains import make_chain
 
@@ -50,11 +50,11 @@ def test_random_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert not torch.equal(a, c)
 
 
-def test_materialise_writes_the_same_random_model(tmp_path: Path) -> None:
+def test_a_random_model_is_saved_for_a_server_to_load(tmp_path: Path) -> None:
     path = tiny_model(tmp_path / "m", weights=False)
-    out = materialise(path, seed=3, dtype="float32", out_dir=tmp_path / "out")
     random, _ = load_policy(path, "float32", seed=3)
-    loaded, from_disk = load_policy(out, "float32", seed=9)
+    save_model(random, path, tmp_path / "out")
+    loaded, from_disk = load_policy(tmp_path / "out", "float32", seed=9)
     assert from_disk
     assert torch.equal(random.get_input_embeddings().weight, loaded.get_input_embeddings().weight)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rewards.errors import BadInput
+from rl.config import load_section
 from rl.model import load_policy
-from rl.pretrain import PretrainConfig, load_pretrain_config, pretrain, schedule, trace_batches, train_step
+from rl.pretrain import PretrainConfig, pretrain, schedule, trace_batches, train_step
 from rollout.prompt import Template
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,6 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
 def test_wrong_keys_and_tasks_are_refused(tmp_path) -> None:
     path = str(ROOT / "configs/pretrain_tiny.yaml")
     with pytest.raises(BadInput, match="did you mean 'steps'"):
-        load_pretrain_config(path, ["stepz=3"])
+        load_section(PretrainConfig, path, ["stepz=3"])
     with pytest.raises(BadInput, match="no countdown problem"):
         pretrain(make_config(tmp_path, task="letters"))

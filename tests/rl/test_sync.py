@@ -218,7 +218,7 @@ def test_a_stream_that_differs_from_its_manifest_is_a_fault(tmp_path: Path) -> N
 def test_module_source_sends_checkpoint_names_in_the_served_dtype() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
     compiled: Any = torch.compile(model)  # its parameters are called _orig_mod.…
-    source = ModuleSource(compiled, torch.bfloat16)
+    source = ModuleSource(compiled, "bfloat16")
     names = [name for name, _ in model.named_parameters()]
     assert source.manifest() == [
         ("0.weight", "bfloat16", (3, 2)), ("0.bias", "bfloat16", (3,)), ("1.weight", "bfloat16", (2, 3)),
