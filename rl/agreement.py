@@ -13,118 +13,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rl.config import Config
+from rl.flops import is_adapter
+from rl.memory import count_parameters
 from rollout.prompt import find_stop_ids, read_json
 
-if TYPE_CHECKING:  # torch loads where weights are touched
-    from torch import Tensor
-
+if TYPE_CHECKING:
     from rl.learner import Learner
 
 SMALL_MODEL = 10_000_000  # parameters
+TEMPERATURES = (0.7, 1.0)
 
-Gaps = dict[str, dict[float, float]]
-"""Kind of prompt (short, long, repeated) -> temperature -> mean |server - learner| of the worst chain, nats."""
+Gaps = dict[str, list[float]]
+"""Kind of prompt (short, long, repeated) -> mean |server - learner| of the worst chain at TEMPERATURES, nats."""
 
 CAUSES = {
-    "broken": (
-        "short",
-        "the sampler's log-probabilities are not all numbers: weights arrived in part, or overflow in this dtype",
-    ),
-    "temperature": (
-        "short",
-        "{gap:.1e} off at T = 0.7 and nothing at T = 1.0: one side ignores the temperature; the server must run with "
-        "--logprobs-mode processed_logprobs",
-    ),
-    "push": (
-        "short",
-        "{gap:.1e} off everywhere, and a push leaves the sampler's answers as they were: its weights do not arrive",
-    ),
-    "head": (
-        "short",
-        "{gap:.1e} off everywhere, and answers stay as they were when a push changes the output head alone: a stale "
-        "output head, which a push must rebuild",
-    ),
-    "everything": (
-        "short",
-        "{gap:.1e} off everywhere, though the output head follows a push: some other tensor does not arrive, or "
-        "dtype or config.json differ",
-    ),
-    "long": (
-        "long",
-        "{gap:.1e} off on new long prompts and nothing on short ones: positions differ (rope scaling, sliding window)",
-    ),
-    "cache": (
-        "repeated",
-        "{gap:.1e} off on a long prompt that was sent before and nothing on new ones: a stale prefix cache holds keys "
-        "and values of older weights; a push must drop it",
-    ),
+    "broken": "the sampler's log-probabilities are not all numbers: weights arrived in part, or overflow in this dtype",
+    "temperature": "{short:.1e} off at T = 0.7 and nothing at T = 1.0: one side ignores the temperature; the server "
+    "must run with --logprobs-mode processed_logprobs",
+    "push": "{short:.1e} off everywhere, and a push leaves the sampler's answers as they were: its weights do not "
+    "arrive",
+    "head": "{short:.1e} off everywhere, and answers stay as they were when a push changes the output head alone: a "
+    "stale output head, which a push must rebuild",
+    "everything": "{short:.1e} off everywhere, though the output head follows a push: some other tensor does not "
+    "arrive, or dtype or config.json differ",
+    "long": "{long:.1e} off on new long prompts and nothing on short ones: positions differ (rope scaling, sliding "
+    "window)",
+    "cache": "{repeated:.1e} off on a long prompt that was sent before and nothing on new ones: a stale prefix cache "
+    "holds keys and values of older weights; a push must drop it",
 }
-"""Cause -> the kind of prompt whose gap is quoted, and what is said of it."""
 
 
 def diagnose(gaps: Gaps, bound: float) -> str | None:
     """The cause that a pattern of gaps points to, a key of CAUSES; None where nothing is beyond the bound."""
-    if math.isnan(worst_gap(gaps)):
+    if math.isnan(worst(gaps.values())):
         return "broken"
-    off = {kind: [t for t, gap in by_temperature.items() if gap > bound] for kind, by_temperature in gaps.items()}
-    if off["short"]:
-        return "everything" if 1.0 in off["short"] else "temperature"
-    if off["long"]:
+    if worst(gaps["short"]) > bound:
+        return "everything" if gaps["short"][TEMPERATURES.index(1.0)] > bound else "temperature"
+    if worst(gaps["long"]) > bound:
         return "long"
-    return "cache" if off["repeated"] else None
+    return "cache" if worst(gaps["repeated"]) > bound else None
 
 
 def explain(cause: str, gaps: Gaps) -> str:
     """A cause in words, with its figure."""
-    kind, words = CAUSES[cause]
-    return words.format(gap=worst(gaps[kind].values()))
+    return CAUSES[cause].format(**{kind: worst(each) for kind, each in gaps.items()})
 
 
-def worst(values: Iterable[float]) -> float:
-    """The largest; NaN where there is one, which Python's max may lose."""
+def worst(values: Iterable[Any]) -> float:
+    """The largest of numbers, or of lists of them; NaN where there is one, which Python's max may lose."""
     return float(np.max(list(values)))
-
-
-def worst_gap(gaps: Gaps) -> float:
-    """The largest of all; NaN where there is one."""
-    return worst(worst(by_temperature.values()) for by_temperature in gaps.values())
-
-
-def least_gap(gaps: Gaps) -> float:
-    """The smallest of all; NaN where there is one."""
-    return float(np.min([gap for by_temperature in gaps.values() for gap in by_temperature.values()]))
 
 
 def parity_bound(config: Config) -> float:
     """Bound of mean |difference| by dtype and size, nats."""
     if config.model.dtype == "bfloat16":
         return 0.02
-    from rl.memory import count_parameters
-
     return 1e-5 if count_parameters(config.model.path) < SMALL_MODEL else 1e-4
 
 
 @contextlib.contextmanager
 def restored(weights: Iterable[Tensor]) -> Iterator[None]:
     """Give some of the learner's weights back exactly at the end."""
-    import torch
-
-    weights = list(weights)
-    kept = [p.detach().clone() for p in weights]
+    kept = [(p, p.detach().clone()) for p in weights]
     try:
         yield
     finally:
         with torch.no_grad():
-            for p, old in zip(weights, kept, strict=True):
+            for p, old in kept:
                 p.copy_(old)
 
 
 def adapters(learner: Learner) -> dict[str, list[Tensor]]:
     """The parameters of each LoRA adapter by the name of the layer that it sits on; none without LoRA."""
-    from rl.flops import is_adapter
-
     found: dict[str, list[Tensor]] = {}
     for name, p in learner.policy.named_parameters():
         if is_adapter(name):
@@ -132,26 +96,22 @@ def adapters(learner: Learner) -> dict[str, list[Tensor]]:
     return found
 
 
+@torch.no_grad()
 def add_noise(weights: Iterable[Tensor], size: float, seed: int) -> None:
     """Noise on some parameters, relative to their mean magnitude; on those that are all zero (biases) absolute."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in weights:
-            noise = torch.randn(p.shape, generator=generator).to(p)
-            p.add_(noise * size * (float(p.abs().mean()) or 1.0))
+    for p in weights:
+        noise = torch.randn(p.shape, generator=generator).to(p)
+        p.add_(noise * size * (float(p.abs().mean()) or 1.0))
 
 
+@torch.no_grad()
 def flip_head(learner: Learner, prompt: list[int]) -> None:
     """Turn the output head's rows around, but for those of the prompt's tokens."""
-    import torch
-
     head = learner.policy.get_output_embeddings().weight
     rows = torch.ones(len(head), dtype=torch.bool, device=head.device)
     rows[prompt] = False
-    with torch.no_grad():
-        head[rows] *= -1
+    head[rows] *= -1
 
 
 def weights_sum(learner: Learner) -> float:

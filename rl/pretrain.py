@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewards.errors import BadInput
 from rewards.tasks import load_task
@@ -26,6 +22,7 @@ from rewards.types import Problem
 from rl.batch import flatten, pack
 from rl.config import Section
 from rl.model import load_policy, policy_logprobs, save_model
+from rl.progress import RunProgress
 from rl.provenance import command, versions
 from rl.rundir import write_json
 from rollout.chain import bare_chain, merge
@@ -68,8 +65,8 @@ def pretrain(config: PretrainConfig) -> float:
     batches = trace_batches(config, template)
     log: list[dict[str, float]] = []
     began, tokens, recent = time.monotonic(), 0, []
-    with _progress() as progress:
-        bar = progress.add_task("pre-training", total=config.steps, figures="")
+    with RunProgress(config.steps) as progress:
+        progress.phase("pre-training")
         for step in range(1, config.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(step - 1, config)
@@ -80,12 +77,7 @@ def pretrain(config: PretrainConfig) -> float:
                 loss, recent = sum(recent) / len(recent), []
                 seconds = time.monotonic() - began
                 log.append({"step": step, "loss": loss, "tokens": tokens, "seconds": seconds})
-                figures = f"loss {loss:.3f}  {tokens / seconds:,.0f} tokens/s"
-                progress.update(bar, figures=figures)
-                if not progress.console.is_terminal:
-                    left = timedelta(seconds=round(seconds / step * (config.steps - step)))
-                    print(f"step {step}/{config.steps}  {figures}  left {left}", file=sys.stderr, flush=True)
-            progress.advance(bar)
+                progress.reached(step, f"loss {loss:.3f}  {tokens / seconds:,.0f} tokens/s")
     save_model(policy, config.model, config.out)
     record = {"command": command(), "config": config.model_dump(), "versions": versions(), "log": log}
     write_json(Path(config.out) / "pretrain.json", record)
@@ -138,9 +130,3 @@ def trace_chain(problem: Problem, template: Template, rng: random.Random) -> Cha
     ids = [*response, template.stop_ids[0]]
     chain = bare_chain(problem.id, problem.id, template.encode(problem.prompt))
     return merge(chain, (), Completion(ids, [0.0] * len(ids), "stop", 0))
-
-
-def _progress() -> Progress:
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
-    console = Console(stderr=True)
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

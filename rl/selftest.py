@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from rewards.errors import Fault
 from rewards.types import Problem, Score
 from rl import agreement
-from rl.agreement import Gaps, worst, worst_gap
+from rl.agreement import TEMPERATURES, Gaps, worst
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, model_context, prepare
 from rl.config import Config, override_config
@@ -37,11 +38,8 @@ from rollout.sampling import SamplingParams
 from rollout.types import Chain
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from rl.learner import Learner
 
-TEMPERATURES = (0.7, 1.0)
 SHORT_PROMPT = 12  # tokens: below a block of the prefix cache (16 on a GPU, 128 on a CPU), so never found in it
 LONG_PROMPT = 300  # tokens: blocks enough to be found there
 CHAINS, TOKENS = 8, 24
@@ -62,19 +60,10 @@ class Report:
     modules: dict[str, float] = field(default_factory=dict)  # LoRA: the gap after a push that changes one layer alone
     reasons: list[str] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool:
-        """Whether every check held."""
-        return not self.reasons
-
     def require(self, holds: bool, reason: str) -> None:
         """Note `reason` unless the check holds."""
         if not holds:
             self.reasons.append(reason)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self) | {"ok": self.ok}
 
 
 def run_selftest(config: Config, as_json: bool = False) -> bool:
@@ -84,24 +73,22 @@ def run_selftest(config: Config, as_json: bool = False) -> bool:
     with tempfile.TemporaryDirectory(prefix="ponder-selftest-") as scratch:
         report = asyncio.run(_run(setup, RunDir(Path(scratch))))
     if as_json:
-        print(json.dumps(report.as_dict(), indent=1))
+        print(json.dumps(asdict(report) | {"ok": not report.reasons}, indent=1))
     else:
         print_report(report, agreement.parity_bound(config), config.mismatch_bound)
-    return report.ok
+    return not report.reasons
 
 
 def widen(setup: Setup) -> Setup:
     """The same set-up with a context that also holds the long prompt; a server elsewhere has the context it has."""
-    wanted = max(setup.context, LONG_PROMPT + TOKENS)
     limit = setup.context if setup.config.rollout.servers else model_context(setup.config.model.path)
-    return replace(setup, context=min(wanted, limit))
+    return replace(setup, context=min(max(setup.context, LONG_PROMPT + TOKENS), limit))
 
 
 async def _run(setup: Setup, run: RunDir) -> Report:
     learner = build_learner(setup.config)  # first, so that a bad model directory is refused before a server starts
     with RunProgress(total=2) as progress:
-        backend = choose_backend(setup, run)
-        async with contextlib.aclosing(backend):
+        async with contextlib.aclosing(choose_backend(setup, run)) as backend:
             await backend.check()
             await backend.start(progress.waiting)
             progress.phase("comparing")
@@ -119,6 +106,7 @@ class Selftest:
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.bound = agreement.parity_bound(setup.config)
         self.prompts = [setup.template.encode(problem.prompt) for problem in setup.problems(1)[:CHAINS]]
+        self.short_prompt = self.prompts[0][-SHORT_PROMPT:]
         self.version = -1
         self.chains: list[Chain] = []  # the last ones that were compared
         self.report = Report()
@@ -147,10 +135,9 @@ class Selftest:
             await self.push()
             after = await self.measure()
         await self.push()
-        report = self.report
+        report, least = self.report, float(np.min(list(unpushed.values())))
         report.gaps = {"before": before, "after": after}
-        report.parity_before, report.parity_after = worst_gap(before), worst_gap(after)
-        least = agreement.least_gap(unpushed)
+        report.parity_before, report.parity_after = worst(before.values()), worst(after.values())
         report.unpushed_seen = least > 2 * self.bound
         await self._explain(before, unpushed, after)
         report.require(
@@ -165,8 +152,7 @@ class Selftest:
             with agreement.restored(weights):
                 alive = self._change_visibly(weights)
                 await self.push()
-                prompt = self.prompts[0][-SHORT_PROMPT:]
-                chains = await gather_all(self._decode(prompt, TOKENS, seed) for seed in range(2))
+                chains = await gather_all(self._decode(self.short_prompt, TOKENS, seed) for seed in range(2))
                 self.report.modules[name] = gap = worst(self._distances(chains, 1.0))
             self.report.require(alive, f"the adapter of {name} can change and the learner does not move: it is dead")
             self.report.require(
@@ -176,12 +162,12 @@ class Selftest:
 
     async def measure(self) -> Gaps:
         """How far server and learner are apart on freshly decoded tokens."""
-        gaps: Gaps = {"short": {}, "long": {}, "repeated": {}}
+        gaps: Gaps = {"short": [], "long": [], "repeated": []}
         for temperature in TEMPERATURES:
             self.chains = await self._sample(temperature)
-            each = self._distances(self.chains, temperature)
-            *short, gaps["long"][temperature], gaps["repeated"][temperature] = each
-            gaps["short"][temperature] = worst(short)
+            *short, long, repeated = self._distances(self.chains, temperature)
+            for kind, gap in (("short", worst(short)), ("long", long), ("repeated", repeated)):
+                gaps[kind].append(gap)
         return gaps
 
     def _distances(self, chains: list[Chain], temperature: float) -> list[float]:
@@ -222,7 +208,7 @@ class Selftest:
         new = then if then != first else None
         for when, cause, gaps in (("on the same weights", first, before), ("after a push", new, after)):
             if cause == "everything":
-                moved = any(abs(after["short"][t] - unpushed["short"][t]) > self.bound for t in TEMPERATURES)
+                moved = np.abs(np.subtract(after["short"], unpushed["short"])).max() > self.bound
                 cause = "push" if not moved else "head" if not await self._head_follows() else cause
             if cause is not None:
                 self.report.reasons.append(f"{when}: {agreement.explain(cause, gaps)}")
@@ -232,15 +218,14 @@ class Selftest:
 
         Only rows of tokens that the prompt does not hold are changed, so that a tied embedding reads none of them.
         """
-        prompt = self.prompts[0][-SHORT_PROMPT:]
 
         async def answers() -> list[tuple[int, float]]:
-            chains = await gather_all(self._decode(prompt, 1, seed) for seed in range(2 * CHAINS))
+            chains = await gather_all(self._decode(self.short_prompt, 1, seed) for seed in range(2 * CHAINS))
             return [(chain.token_ids[-1], chain.sampler_logprobs[-1]) for chain in chains]
 
         old = await answers()
         with agreement.restored(self.learner.policy.parameters()):
-            agreement.flip_head(self.learner, prompt)
+            agreement.flip_head(self.learner, self.short_prompt)
             await self.push()
             new = await answers()
         await self.push()
@@ -248,12 +233,12 @@ class Selftest:
 
     async def check_steps(self) -> None:
         """Two steps of the run's own kind at learning rate 0: the mismatch is small, the ratio 1, no weight moves."""
-        config, report, total = self.setup.config, self.report, agreement.weights_sum(self.learner)
-        rows = []
+        setup, config, report = self.setup, self.setup.config, self.report
+        total, rows = agreement.weights_sum(self.learner), []
         for step in (1, 2):
-            plan = replace(self.setup.plan, samples=2)
-            examiner = Examiner(self.backend.sampler, self.setup.template, EveryOther(), self.setup.spec_of, plan, step)
-            groups = await collect(self.setup.problems(step)[:CHAINS], examiner)
+            plan = replace(setup.plan, samples=2)
+            examiner = Examiner(self.backend.sampler, setup.template, EveryOther(), setup.spec_of, plan, step)
+            groups = await collect(setup.problems(step)[:CHAINS], examiner)
             rows.append(self.learner.step(groups, self.version))
         report.ratio_max = worst(row["ratio/max"] for row in rows)
         report.mismatch = worst(row["mismatch_kl/fresh"] for row in rows)
@@ -301,8 +286,8 @@ def print_report(report: Report, bound: float, mismatch_bound: float) -> None:
     """A table of the figures and, below it, why a check did not hold."""
     table = Table("check", "figure", "wanted")
     for when, gaps in report.gaps.items():
-        for kind, by_temperature in gaps.items():
-            figures = ", ".join(f"{gap:.1e}" for gap in by_temperature.values())
+        for kind, at_temperatures in gaps.items():
+            figures = ", ".join(f"{gap:.1e}" for gap in at_temperatures)
             table.add_row(f"{when} a push, {kind} prompts *", figures, f"at most {bound:.0e}")
     table.add_row("a change that is not pushed is seen", str(report.unpushed_seen), "True")
     if report.modules:

@@ -41,7 +41,7 @@ def test_patterns_and_their_causes() -> None:
 
     def cause(short: Sequence[float], long: Sequence[float], repeated: Sequence[float]) -> str | None:
         kinds = {"short": short, "long": long, "repeated": repeated}
-        return diagnose({kind: dict(zip((0.7, 1.0), gaps, strict=True)) for kind, gaps in kinds.items()}, 1e-5)
+        return diagnose({kind: list(gaps) for kind, gaps in kinds.items()}, 1e-5)
 
     fine = (good, good)
     assert cause(fine, fine, fine) is None

@@ -195,7 +195,6 @@ async def test_a_healthy_pair_passes_and_gets_its_weights_back(setup: Setup, lea
     before = {name: p.detach().clone() for name, p in learner.policy.named_parameters()}
     backend = Backend(setup)
     report = await Selftest(setup, backend, learner).run()
-    assert report.ok
     assert report.reasons == []
     assert report.parity_before < 1e-6
     assert report.parity_after < 1e-6
@@ -269,7 +268,6 @@ async def test_a_broken_sampler_fails_every_check_and_crashes_none(setup: Setup,
     backend = Backend(setup, Broken)
     report = await Selftest(setup, backend, learner).run()
     await backend.aclose()
-    assert not report.ok
     assert not report.unpushed_seen
     assert "not all numbers" in report.reasons[0]
     assert any(reason.startswith("mismatch_kl/fresh is nan") for reason in report.reasons)
