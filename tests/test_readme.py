@@ -55,7 +55,7 @@ def test_the_tree_names_every_file_and_no_other() -> None:
             folder = header[1]
         named.setdefault(folder, set()).update(re.findall(r"`(\w+\.py)`", row))
     inits = [path for name in ("rewards", "rollout", "rl") for path in ROOT.glob(f"{name}/**/__init__.py")]
-    for folder in sorted(path.parent for path in inits):
-        package = folder.relative_to(ROOT).as_posix()
-        files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    for directory in sorted(path.parent for path in inits):
+        package = directory.relative_to(ROOT).as_posix()
+        files = {path.name for path in directory.glob("*.py")} - {"__init__.py"}
         assert named[package] == files, package
