@@ -37,12 +37,12 @@ def in_rollout(loop) -> None:
     """When the first chain of a step is scored: the other requests are under way."""
     collect = loop.collect
 
-    def holding(*args, step, on_chain, **kwargs):
-        def seen(chain):
-            on_chain(chain)
-            hold("rollout", step)
+    def holding(problems, examiner, on_chain):
+        def seen():
+            on_chain()
+            hold("rollout", examiner.step)
 
-        return collect(*args, step=step, on_chain=seen, **kwargs)
+        return collect(problems, examiner, on_chain=seen)
 
     loop.collect = holding
 
