@@ -81,7 +81,8 @@ def _skipped(model: Any, layers: list[nn.Linear]) -> int:
 def forward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -> float:
     """One forward pass over chains of these lengths, with `head_tokens` positions through the head."""
     linear = shape.linear + shape.adapters
-    return 2.0 * (linear * sum(lengths) + shape.head * head_tokens + 2 * shape.attention * _pairs(lengths))
+    attention = shape.attention * sum(n * (n + 1) for n in lengths)  # two products a pair
+    return 2.0 * (linear * sum(lengths) + shape.head * head_tokens + attention)
 
 
 def backward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -> float:
@@ -91,17 +92,14 @@ def backward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) 
     """
     linear = 2 * (shape.linear + shape.adapters) - shape.skipped
     head = shape.head * (1 if shape.frozen_head else 2)
-    return 2.0 * (linear * sum(lengths) + head * head_tokens + 4 * shape.attention * _pairs(lengths))
+    attention = 2 * shape.attention * sum(n * (n + 1) for n in lengths)
+    return 2.0 * (linear * sum(lengths) + head * head_tokens + attention)
 
 
 def training_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int, checkpointing: bool = False) -> float:
     """Forward and backward: three times the forward pass where all is trained; with checkpointing one forward more."""
     forward = forward_flops(shape, lengths, head_tokens)
     return (2 if checkpointing else 1) * forward + backward_flops(shape, lengths, head_tokens)
-
-
-def _pairs(lengths: Sequence[int]) -> float:
-    return sum(n * (n + 1) / 2 for n in lengths)
 
 
 def rollout_flops(shape: ModelShape, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> float:

@@ -28,10 +28,9 @@ from rl.sync import ModuleSource
 from rollout.prompt import load_tokenizer
 
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+# What belongs to a model directory besides its config and its weights
 COPIED_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
                 "chat_template*", "generation_config.json")  # fmt: skip
-"""What belongs to a model directory besides its config and its weights."""
-
 ADAPTER = "adapter"  # directory of the LoRA adapter, in peft's own format, in a saved model
 PEFT_PREFIX = "base_model.model."  # what peft puts before the names of parameters in its files
 
