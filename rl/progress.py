@@ -68,6 +68,8 @@ class RunProgress(Live):
 
     def chains(self, finished: int, total: int) -> None:
         """How far the rollout of this step is."""
+        if self.done == self.first and finished == 1:
+            self.began = time.monotonic()  # what came before the first step says nothing about the others
         self.phase(f"step {self.done + 1}/{self.total} rollout {finished}/{total}")
 
     def evaluated(self, finished: int, total: int) -> None:
