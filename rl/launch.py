@@ -24,7 +24,6 @@ from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.summary import write_summary
 from rollout import store
-from rollout.server.argv import SPIN_COUNT, SPIN_VARIABLE
 
 if TYPE_CHECKING:
     from rl.learner import Learner
@@ -37,7 +36,6 @@ def launch(
     config: Config, run: RunDir, *, resume: bool = False, replay: Path | None = None, overwrite: bool = False
 ) -> None:
     """Run the whole training in `run`. Bad input is refused before anything in the directory changes."""
-    os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # read once, when torch loads
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPU 0 is the same to us, the server and nvidia-smi
     setup = prepare(config)
     samples = RunDir(replay).samples if replay is not None else None

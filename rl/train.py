@@ -49,6 +49,9 @@ def train(
 
         print_plan(settings)
     else:
+        from rollout.server.argv import SPIN_COUNT, SPIN_VARIABLE
+
+        os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # read once, when torch loads, which the next line does
         from rl.launch import launch
 
         launch(settings, run, resume=resume is not None, replay=replay, overwrite=overwrite)
