@@ -44,12 +44,13 @@ def test_stops_at_safe_points_and_a_second_signal_in_a_save_spoils_nothing(house
     command.signal(signal.SIGINT)
     command.go("final:0")
     command.ends(130, "SIGINT after step 4")
-    assert {path.name for path in run.eval.glob("*.json")} == {"base.json"}
+    measured = {"base.json", "step-0.json", "step-4.json"}
+    assert {path.name for path in run.eval.glob("*.json")} == measured
 
     house.resume("run").ends(0)
     assert_whole(run, 4, kept)
     assert figures(run) == figures(house.run("whole"))
-    assert {path.name for path in run.eval.glob("*.json")} == {"base.json", "final.json"}
+    assert {path.name for path in run.eval.glob("*.json")} == measured | {"final.json", "changes.json"}
     assert run.summary.exists()
 
 
