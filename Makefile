@@ -10,8 +10,8 @@ export TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 help:
 	@echo "make setup      the environment in .venv, from requirements/cpu.txt"
-	@echo "make demo       a base model learns to search longer, in a quarter of an hour, and a report of it"
-	@echo "make axes       both scaling axes measured properly (about 75 minutes), into docs/results/axes"
+	@echo "make demo       a base model learns to search longer, on real vLLM, and a report of it"
+	@echo "make axes       both scaling axes measured properly (an hour or more), into docs/results/axes"
 	@echo "make test       everything that one vLLM server can serve (about ten minutes)"
 	@echo "make test-fast  only what needs no server (under two minutes)"
 	@echo "make test-slow  server faults, architectures, launches"
