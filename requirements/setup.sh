@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lock=requirements/cpu.txt
+gym=requirements/gym.txt
 venv=.venv
 python=$venv/bin/python
 stamp=$venv/.ponder-stamp       # written last: what this environment was made from
@@ -12,7 +13,7 @@ unfinished=$venv/.ponder-setup  # holds the pid of the set-up at work; left behi
 say() { printf 'setup: %s\n' "$*"; }
 refuse() { printf 'setup: %s\n' "$*" >&2; exit 2; }
 pip() { "$python" -m pip --disable-pip-version-check --no-input -qq "$@"; }
-inputs() { echo "$PWD, $("$python" -V 2>&1), $(cat "$lock" pyproject.toml | cksum)"; }
+inputs() { echo "$PWD, $("$python" -V 2>&1), $(cat "$lock" "$gym" pyproject.toml | cksum)"; }
 
 find_python() {
     for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
@@ -60,6 +61,9 @@ install() {
             refuse "no CPU build of torch for $("$python" -V) there either; make setup PYTHON=… takes another Python"
     }
     pip install --no-deps --no-compile -r "$lock"
+    # Some of it comes as source only, one with a C extension: nothing else needs it, so a failure stops nothing
+    pip install --no-deps --no-compile --no-build-isolation -r "$gym" 2>"$venv/gym.log" ||
+        say "reasoning-gym does not install here, so gym: tasks are off and all else works; why: $venv/gym.log; to try again: rm $stamp; make setup"
     # Compiled on all cores (pip would use one), except for what hardly anybody imports; some files are no Python
     "$python" -m compileall -q -j 0 -x '/tests/|/transformers/models/(?!auto|llama|qwen)' "$venv"/lib >/dev/null || true
     pip install --no-deps --no-build-isolation -e .

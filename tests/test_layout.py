@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("rewards", "rollout", "rl")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "transformers", "vllm", "trl", "peft", "sympy", "datasets", "accelerate"}
+HEAVY |= {"math_verify", "pint", "pronouncing", "reasoning_gym"}
 MATHS = {"advantages", "losses", "kl", "logprobs", "correction"}
 OWNERS = {  # a library -> the only files that may import it
     "accelerate": {"rl/learner.py", "rl/sync.py", "rl/checkpoint.py", "rl/metrics.py"},

