@@ -48,6 +48,8 @@ def to_score(result: Any) -> Score:
         return Score(None, False, "skipped")
     if hasattr(result, "item"):  # a scalar of numpy or torch
         result = result.item()
+    if callable(result):
+        return _failure("returned a function: it makes rewards; write {use: …, args: {…}}")
     if not isinstance(result, numbers.Real):
         return _failure(f"returned {type(result).__name__}, not a number, bool, Score or None")
     value = float(result)

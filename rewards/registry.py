@@ -20,6 +20,7 @@ from rewards.types import Extras, Problem, Score
 
 GROUP = "ponder.rewards"
 TRL_NAMES = frozenset({"prompts", "completions", "completion_ids"})  # parameters that none of our own rewards has
+COLUMNS = ("id", "task", "difficulty", "subtask", "answer")  # of a problem, passed to TRL-style functions beside meta
 BUILT_IN = {
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.equality:exact_match",
@@ -133,23 +134,26 @@ def _lacks(module: ModuleType, place: str, attribute: str) -> str:
 class TrlReward:
     """A function written for TRL's GRPOTrainer, called as TRL calls it, one completion at a time.
 
-    It gets strings where the prompt is text, message lists where it is chat. Columns are the problem's `answer` and
-    `meta`; without `**kwargs` it gets only what it names.
+    It gets strings where the prompt is text, message lists where it is chat. Columns are COLUMNS and the problem's
+    `meta`; without `**kwargs` it gets only what it names. One that asks for token ids measures lengths: as in TRL it
+    sees chains that the length cap cut, too.
     """
 
     takes_extras = True
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.scores_truncated = bool(getattr(function, "scores_truncated", False))
         self._function, self._name = function, name
         self._parameters = inspect.signature(function).parameters
+        ids = self._parameters.get("completion_ids")
+        self._needs_ids = ids is not None and ids.default is ids.empty
+        self.scores_truncated = bool(getattr(function, "scores_truncated", self._needs_ids))
 
     def __call__(self, response: str, problem: Problem, extras: Extras | None = None) -> Any:
         """The verdict on one completion, or an awaitable of it. Raises BadInput where completion_ids are missing."""
         parts: dict[str, float] = {}
         extra: dict[str, Any] = {}
         chat = isinstance(problem.prompt, list)
-        columns = {"answer": problem.answer, **problem.meta}
+        columns = {name: getattr(problem, name) for name in COLUMNS} | problem.meta
         arguments = {name: [value] for name, value in columns.items()} | {
             "prompts": [problem.prompt],
             "completions": [[{"role": "assistant", "content": response}] if chat else response],
@@ -166,8 +170,7 @@ class TrlReward:
     def _ids(self, problem: Problem, extras: Extras | None) -> list[list[int]] | None:
         given = extras.completion_ids if extras else None
         ids = given if given is not None else problem.meta.get("completion_ids")
-        needed = self._parameters.get("completion_ids")
-        if ids is None and needed is not None and needed.default is needed.empty:
+        if ids is None and self._needs_ids:
             raise BadInput(f"reward {self._name} needs completion_ids: add the field to problem {problem.id!r}")
         return None if ids is None else [ids]
 

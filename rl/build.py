@@ -35,6 +35,7 @@ class Setup:
     template: Template
     context: int  # tokens of the longest prompt + rollout.max_tokens: the server's --max-model-len
     hardware: Hardware
+    fingerprint: str  # what a resumed run must find unchanged
 
     def problems(self, step: int) -> list[Problem]:
         """The training problems of one step (from 1): a pure function of the step, so there is no position to save."""
@@ -63,12 +64,6 @@ class Setup:
         caps = (budget.think,)
         return Plan(rollout.group_size, rollout.temperature, caps, rollout.max_tokens, budget.answer, self.config.seed)
 
-    def fingerprint(self) -> str:
-        """What a resumed run must find unchanged: the first training problems and the sizes of the splits."""
-        keys = [self.task.problem(i, "train").key for i in range(16)]
-        sizes = [self.task.size(split) for split in ("train", "val", "test")]
-        return hashlib.sha256(repr((keys, sizes)).encode()).hexdigest()[:16]
-
 
 def prepare(config: Config) -> Setup:
     """Check hardware, model directory, tokenizer, task and prompt lengths, for a start. Raises BadInput."""
@@ -83,7 +78,7 @@ def prepare(config: Config) -> Setup:
 def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
     """Check task and prompt lengths against the model's context. Raises BadInput."""
     task = load_task(config.task, seed=config.seed)
-    setup = Setup(config, task, template, 0, hardware)
+    setup = Setup(config, task, template, 0, hardware, fingerprint(task))
     for split in ("val", "test"):
         if config.eval.every > 0 and not setup.eval_problems(split):
             raise BadInput(f"task {task.name} has no {split} problems; add rows with that split, or set eval.every=0")
@@ -96,6 +91,13 @@ def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
             f"{config.model.path} has a context of {limit}; lower rollout.max_tokens"
         )
     return replace(setup, context=context)
+
+
+def fingerprint(task: Task) -> str:
+    """A hash of the first training problems and the sizes of the splits."""
+    keys = [task.problem(i, "train").key for i in range(16)]
+    sizes = [task.size(split) for split in ("train", "val", "test")]
+    return hashlib.sha256(repr((keys, sizes)).encode()).hexdigest()[:16]
 
 
 def longest_prompt(setup: Setup) -> int:

@@ -176,7 +176,11 @@ class RewardsConfig(Section):
     memory_gb: float = Field(1.0, gt=0)
     """Address space a worker may add to what the loaded reward takes, GiB."""
     max_error_share: float = Field(0.05, ge=0, le=1)
-    """Share of a step's chains with status `error` above which the run stops (exit 3)."""
+    """Share of a step's chains with status `error` or `rejected` above which the run stops (exit 3)."""
+    skip_bad_gold: bool = False
+    """Score the gold answer of every row of a file before the run, and go on without those that are not correct."""
+    audit_share: float = Field(0.05, ge=0, le=1)
+    """Share of the answers judged wrong that a second verifier hears (math, numeric, exact_match); 0 = no audit."""
 
 
 class BudgetConfig(Section):

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewards.errors import BadInput
+from rewards.gold import Gold, first_problems, parts_of, score_gold, skip_bad_rows
 from rewards.pool import RewardPool
+from rewards.registry import BUILT_IN
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, prepare
 from rl.checkpoint import Checkpoint, latest_checkpoint, remove_after
@@ -22,14 +24,18 @@ from rl.loop import Trainer
 from rl.metrics import truncate_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
+from rl.scoring import FAILED
 from rl.summary import write_summary
 from rollout import store
 
 if TYPE_CHECKING:
     from rl.learner import Learner
 
-GOLD_CHECKED = 8
-"""Training problems whose gold answers are scored before a run."""
+GOLD_SECONDS = 5.0
+"""For which the gold answers of a file's rows are scored before a run."""
+
+NAMED = 5
+"""Offending rows that are named."""
 
 
 def launch(
@@ -101,7 +107,7 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
 def find_checkpoint(setup: Setup, run: RunDir) -> Checkpoint | None:
     """The newest sound checkpoint. Raises BadInput where the task is not the one it was saved with."""
     checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
-    if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint():
+    if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint:
         raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
     return checkpoint
 
@@ -113,22 +119,50 @@ def rewind(run: RunDir, done: int, steps: int) -> None:
     """
     remove_after(run.checkpoints, done)
     truncate_metrics(run.metrics, done)
+    truncate_metrics(run.audit, done)
     store.truncate(run.samples, done)
     clear_evaluations(run, done, finished=done >= steps)
     print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
 
 
 async def check_gold(setup: Setup, pool: RewardPool) -> None:
-    """Load the rewards and score a few gold answers before anything heavy starts. Raises BadInput naming the row."""
-    problems = [setup.task.problem(i, "train") for i in range(GOLD_CHECKED)]
+    """Load the rewards and score a sample of gold answers before anything heavy starts. Raises BadInput naming rows.
+
+    With rewards.skip_bad_gold every row is scored, and what is not correct leaves the task. Gold answers that a plugin
+    does not like are only said: it may well judge something else.
+    """
+    config, task = setup.config, setup.task
     for spec in setup.reward_specs():
         await pool.load(spec)
-    if setup.config.reward is not None:  # the user's own reward may well not like the task's gold text
-        return
-    for problem in problems:
-        score = await pool.score(problem.id, setup.task.gold(problem), problem, setup.spec_of(problem))
-        if not score.correct:
-            raise BadInput(
-                f"problem {problem.id}: its own gold answer is scored {score.status} ({score.detail or 'no reason'}); "
-                f"run `ponder tasks check '{setup.task.name}'` and mend the answer or the reward"
-            )
+    if config.rewards.skip_bad_gold and (skipped := await skip_bad_rows(pool, task, setup.spec_of)):
+        say(f"{len(skipped)} rows are skipped, their gold answers are not correct: {listed(skipped)}")
+    parts = parts_of(task)
+    begun = [score_gold(pool, p, first_problems(p), setup.spec_of, GOLD_SECONDS / len(parts)) for p in parts]
+    found = [gold for part in begun for gold in await part]
+    bad = [gold for gold in found if not gold.score.correct]
+    failed = [gold for gold in bad if gold.score.status in FAILED]
+    say(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} correct")
+
+    def offends(gold: Gold) -> bool:
+        built_in = str(setup.spec_of(gold.problem)) in BUILT_IN
+        return built_in or (config.reward is None and gold not in failed)
+
+    rows = failed if len(failed) == len(found) else [gold for gold in bad if offends(gold)]
+    if rows and (config.reward is None or rows is failed or len(bad) < len(found)):
+        raise BadInput(
+            f"the gold answers of {len(rows)} of {len(found)} problems are not correct: {listed(rows)}; mend the rows "
+            f"or the reward (`ponder tasks check '{task.name}'`), or leave false rows of a file out with "
+            "rewards.skip_bad_gold=true"
+        )
+    if bad:
+        say(f"warning: gold answers that the reward does not accept: {listed(bad)}")
+
+
+def listed(bad: Sequence[Gold]) -> str:
+    """The first few of them."""
+    return "; ".join([*map(str, bad[:NAMED]), *(["…"] if len(bad) > NAMED else [])])
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(f"ponder: {text}", file=sys.stderr)

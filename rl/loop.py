@@ -9,11 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rewards.errors import BadInput, Fault
+from rewards.gold import skipped_rows
 from rewards.pool import RewardPool
-from rewards.types import Score, Split
+from rewards.types import Split
 from rl.backend import Backend
 from rl.build import Setup
 from rl.checkpoint import Checkpoint, save_checkpoint
@@ -21,7 +22,8 @@ from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
 from rl.progress import RunProgress
-from rl.rundir import RunDir
+from rl.rundir import RunDir, append_lines
+from rl.scoring import AUDITS, RunScorer, check_rewards
 from rl.sync import ModuleSource
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect
@@ -60,7 +62,8 @@ class Trainer:
         self.setup, self.config, self.run = setup, setup.config, run
         self.backend, self.learner, self.progress, self.stop = backend, learner, progress, stop
         self.replay = replay
-        self.scorer = TimedScorer(pool)
+        chains = self.config.rollout.problems * self.config.rollout.group_size
+        self.scorer = RunScorer(pool, min(self.config.rewards.audit_share, AUDITS / chains))
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.version = 0  # of the learner's weights = steps done
         self.saved = -1  # step of the newest checkpoint that was written, or tried
@@ -103,8 +106,13 @@ class Trainer:
     async def _step(self, step: int, queue: RolloutQueue[list[Group]]) -> None:
         began = time.monotonic()
         groups = await self._served(partial(queue.get, step))
-        check_rewards(groups, self.config.rewards.max_error_share)
-        row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
+        failed, said = check_rewards(groups, self.setup.spec_of, self.config.rewards.max_error_share)
+        for line in said:
+            self.progress.say(f"warning: step {step}: {line}")
+        audit, disagreements = self.scorer.take_audit(step)
+        row: Row = {"step": step, "version": self.version} | rollout_metrics(groups) | failed | audit
+        if self.config.rewards.skip_bad_gold:
+            row["rewards/skipped_rows"] = skipped_rows(self.setup.task)
         row |= search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
         row["time/reward"] = self.scorer.take_seconds()
@@ -118,6 +126,7 @@ class Trainer:
         finally:  # the weights have moved: the step is recorded even if nobody will sample from them
             row["time/step"] = time.monotonic() - began
             self.store.append(step, groups)
+            append_lines(self.run.audit, disagreements)
             self.progress.step(self.metrics.append(row))
             self.whole = self._position
         await self._measure()
@@ -147,6 +156,7 @@ class Trainer:
     async def _produce(self, step: int) -> list[Group]:
         if self.replay is not None:
             return replayed(self.replay, step)
+        self.scorer.begin(step)
         problems = self.setup.problems(step)
         done, total = 0, len(problems) * self.config.rollout.group_size
 
@@ -214,34 +224,9 @@ class Trainer:
             self.version,
             partial(save_model, self.learner.policy, self.config.model.path),
             self.learner.state_dict(),
-            self.setup.fingerprint(),
+            self.setup.fingerprint,
             keep=self.config.train.keep_checkpoints,
         )
-
-
-class TimedScorer:
-    """A reward pool that knows for how many seconds anything was being scored; much of it overlaps with sampling."""
-
-    def __init__(self, pool: RewardPool) -> None:
-        self.pool, self.seconds = pool, 0.0
-        self.active, self.since = 0, 0.0
-
-    async def score(self, *args: Any, **kwargs: Any) -> Score:
-        """Score through the pool."""
-        if self.active == 0:
-            self.since = time.monotonic()
-        self.active += 1
-        try:
-            return await self.pool.score(*args, **kwargs)
-        finally:
-            self.active -= 1
-            if self.active == 0:
-                self.seconds += time.monotonic() - self.since
-
-    def take_seconds(self) -> float:
-        """What was added up since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 def chains_flops(shape: ModelShape, groups: list[Group]) -> float:
@@ -250,16 +235,6 @@ def chains_flops(shape: ModelShape, groups: list[Group]) -> float:
 
     chains = [chain for group in groups for chain in group.chains]
     return rollout_flops(shape, [c.prompt_len for c in chains], [len(c.token_ids) for c in chains])
-
-
-def check_rewards(groups: list[Group], max_share: float) -> None:
-    """Fault where more than `max_share` of a step's chains ended in status `error`: names a reward's own message."""
-    scores = [c.score for g in groups for c in g.chains if c.score is not None]
-    errors = [score for score in scores if score.status == "error"]
-    if errors and len(errors) > max_share * len(scores):
-        raise Fault(
-            f"the reward failed on {len(errors)} of {len(scores)} chains, more than {max_share:.0%}: {errors[0].detail}"
-        )
 
 
 def replayed(path: Path, step: int) -> list[Group]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class RunDir:
         self.config = path / "config.yaml"  # resolved
         self.metrics = path / "metrics.jsonl"  # one line a step
         self.samples = path / "samples.jsonl.zst"  # every chain, one frame a step
+        self.audit = path / "audit.jsonl"  # answers that a second verifier judges otherwise
         self.checkpoints = path / "checkpoints"  # step-N/
         self.eval = path / "eval"  # of each evaluation its cells and its chains
         self.summary = path / "summary.json"  # headline figures of a finished run
@@ -82,6 +83,13 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def append_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to a JSONL file, which is not made for none."""
+    if rows:
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ class Rows:
         self.name, self.seed = name, seed
         self._rows = _divide(rows)
         self.dropped = len(rows) - sum(map(len, self._rows.values()))  # since their content is held out
+        self.skipped = 0  # by `skip`
         self._order = lru_cache(maxsize=1)(self._shuffled)
 
     @property
@@ -51,6 +52,12 @@ class Rows:
         if index >= len(rows):
             raise BadInput(f"{self.name} has {len(rows)} {split} rows, not {index + 1}; ask for fewer problems")
         return rows[index]
+
+    def skip(self, ids: Collection[str]) -> None:
+        """Leave rows out from here on."""
+        self._rows = {split: [p for p in rows if p.id not in ids] for split, rows in self._rows.items()}
+        self.skipped += len(ids)
+        self._order.cache_clear()
 
     def gold(self, problem: Problem) -> str:
         """The row's `gold` response, else its answer in a box (in tags where its braces are odd)."""

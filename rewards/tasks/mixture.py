@@ -28,6 +28,11 @@ class Mixture:
         self._turns = lru_cache(maxsize=8)(self._shuffled)
 
     @property
+    def parts(self) -> list[Task]:
+        """The tasks that it mixes."""
+        return [task for task, _ in self._parts]
+
+    @property
     def rewards(self) -> list[Any]:
         return [spec for task, _ in self._parts for spec in task.rewards]
 
