@@ -13,6 +13,7 @@ from rewards.tasks.jsonl import Rows
 from rewards.types import Problem, Score
 
 T = TypeVar("T")
+SpecOf = Callable[[Problem], Any]
 
 ENDLESS = 16  # problems of a generator whose gold answers are scored where no count is given
 
@@ -55,11 +56,7 @@ def first_problems(task: Task, count: int | None = None) -> Iterator[Problem]:
 
 
 async def score_gold(
-    pool: RewardPool,
-    task: Task,
-    problems: Iterable[Problem],
-    spec_of: Callable[[Problem], Any] = lambda problem: problem.reward,
-    seconds: float = float("inf"),
+    pool: RewardPool, task: Task, problems: Iterable[Problem], spec_of: SpecOf, seconds: float = float("inf")
 ) -> list[Gold]:
     """The verdict on each problem's gold answer; after so many `seconds` no further one is begun."""
     end = time.monotonic() + seconds
@@ -68,27 +65,15 @@ async def score_gold(
         response = task.gold(problem)
         return Gold(problem, response, *await pool.timed(problem.id, response, problem, spec_of(problem)))
 
-    begun = (one(problem) for problem in problems if time.monotonic() < end)
-    return [gold async for gold in in_order(begun)]
+    return [gold async for gold in in_order(one(p) for p in problems if time.monotonic() < end)]
 
 
-def parts_of(task: Task) -> list[Task]:
-    """The tasks that a mixture is made of; any other task is its only part."""
-    return list(getattr(task, "parts", [task]))
-
-
-async def skip_bad_rows(pool: RewardPool, task: Task, spec_of: Callable[[Problem], Any]) -> list[Gold]:
-    """Check every row of every file in `task`, and take those out whose gold answer is not correct; they come back."""
-    bad = []
-    for part in parts_of(task):
+async def skip_bad_rows(pool: RewardPool, parts: Iterable[Task], spec_of: SpecOf) -> list[Gold]:
+    """Check every row of the files among `parts`; those whose gold answer is not correct leave them, and come back."""
+    bad: list[Gold] = []
+    for part in parts:
         if isinstance(part, Rows):
             found = await score_gold(pool, part, first_problems(part), spec_of)
-            wrong = [gold for gold in found if not gold.score.correct]
-            bad += wrong
-            part.skip({gold.problem.id for gold in wrong})
+            part.skip([gold.problem.id for gold in found if not gold.score.correct])
+            bad += [gold for gold in found if not gold.score.correct]
     return bad
-
-
-def skipped_rows(task: Task) -> int:
-    """How many rows `skip_bad_rows` took out."""
-    return sum(getattr(part, "skipped", 0) for part in parts_of(task))

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 import typer
 
@@ -85,32 +85,25 @@ def tasks_check(
 
     async def run() -> list[Gold]:
         async with RewardPool(workers, time_limit) as pool:
-            return await score_gold(pool, task, track(problems, "checking"))
+            return await score_gold(pool, task, track(problems, "checking"), lambda problem: problem.reward)
 
     found = asyncio.run(run())
     wrong = [gold for gold in found if not gold.score.correct]
-    chains = [text for p in problems if isinstance(text := p.meta.get("gold"), str)]
-    row = {
-        "task": name, "checked": len(found), "correct": len(found) - len(wrong),
-        "seconds_mean": fmean(gold.seconds for gold in found), "dropped": getattr(task, "dropped", 0),
-        "chain_tokens_mean": _mean_tokens(chains, tokenizer), "unit": "tokens" if tokenizer else "words",
-        "wrong": [{"id": g.problem.id, "status": g.score.status, "detail": g.score.detail} for g in wrong],
-    }  # fmt: skip
-    print(json.dumps(row, indent=1) if as_json else "\n".join([*map(str, wrong), *_told(row)]))
+    count, right, seconds = len(found), len(found) - len(wrong), fmean(gold.seconds for gold in found)
+    tokens = _mean_tokens([text for p in problems if isinstance(text := p.meta.get("gold"), str)], tokenizer)
+    if as_json:
+        rows = [{"id": g.problem.id, "status": g.score.status, "detail": g.score.detail} for g in wrong]
+        row = {"task": name, "checked": count, "correct": right, "seconds_mean": seconds, "chain_tokens_mean": tokens}
+        print(json.dumps(row | {"wrong": rows}, indent=1))
+    else:
+        lines = [*map(str, wrong), f"{name}: {right} of {count} gold answers are correct ({right / count:.1%})"]
+        print(*lines, sep="\n", end=f", {seconds:.4f} s each\n")
+        if tokens is not None:
+            print(f"{name}: gold chains of {tokens:.0f} {'tokens' if tokenizer else 'words'} on average")
+        if dropped := getattr(task, "dropped", 0):
+            print(f"{name}: {dropped} rows dropped, since their content is held out in another split")
     if wrong:
         raise CheckFailed(name)
-
-
-def _told(row: dict[str, Any]) -> list[str]:
-    """The figures of a check in words."""
-    name, checked, correct, tokens = (row[key] for key in ("task", "checked", "correct", "chain_tokens_mean"))
-    share = f"{correct} of {checked} gold answers are correct ({correct / checked:.1%})"
-    lines = [f"{name}: {share}, {row['seconds_mean']:.4f} s each"]
-    if tokens is not None:
-        lines.append(f"{name}: gold chains of {tokens:.0f} {row['unit']} on average")
-    if row["dropped"]:
-        lines.append(f"{name}: {row['dropped']} rows dropped, since their content is held out in another split")
-    return lines
 
 
 def _mean_tokens(texts: list[str], tokenizer: Path | None) -> float | None:
@@ -120,8 +113,7 @@ def _mean_tokens(texts: list[str], tokenizer: Path | None) -> float | None:
         return fmean(len(text.split()) for text in texts)
     from rollout.prompt import load_tokenizer
 
-    encode = load_tokenizer(tokenizer).encode
-    return fmean(len(encode(text, add_special_tokens=False)) for text in texts)
+    return fmean(map(len, load_tokenizer(tokenizer)(texts, add_special_tokens=False).input_ids))
 
 
 def track(items: Iterable[T], what: str, shown: bool | None = None) -> Iterable[T]:

@@ -68,18 +68,18 @@ def rewards_check(
     from rich.console import Console
     from rich.table import Table
 
-    from rl.probes import probe_reward
+    from rl.probes import describe, probe_reward
 
-    spec = read_spec(reward)
-    probes = asyncio.run(probe_reward(spec, task, count, time_limit, workers))
+    kinds = asyncio.run(probe_reward(read_spec(reward), task, count, time_limit, workers))
     table = Table("response", "status", "score", "seconds", title=f"reward {reward}")
     table.add_column("verdict", no_wrap=True)
-    for probe in probes:
-        table.add_row(*probe.row())
+    for probes in kinds:
+        table.add_row(*describe(probes))
     Console().print(table)
-    for detail in [f"{probe.name}: {probe.detail}" for probe in probes if probe.detail]:
-        print(detail)
-    if any(probe.complaint for probe in probes):
+    bad = [probe for probes in kinds for probe in probes if probe.complaint]
+    for probe in bad:
+        print(f"{probe.kind}: {probe.complaint}: {probe.score.id} {probe.score.detail}")
+    if bad:
         raise CheckFailed(reward)
 
 
@@ -99,16 +99,14 @@ def rewards_rescore(
     from rewards.pool import RewardPool
     from rl.rescore import compare, print_comparison, read_chains, rescore
 
-    spec = read_spec(reward)
-    chains = read_chains(run, steps, limit)
+    spec, chains = read_spec(reward), read_chains(run, steps, limit)
 
-    async def score() -> Any:
+    async def score() -> list[dict[str, Any]]:
         async with RewardPool(workers, time_limit, memory_gb) as pool:
             await pool.load(spec)
             return await rescore(pool, run, spec, track(chains, "scoring"))
 
-    found = compare(asyncio.run(score()))
-    found = {"run": str(run), "reward": spec} | found
+    found = {"run": str(run), "reward": spec} | compare(asyncio.run(score()))
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewards.errors import BadInput
-from rewards.gold import Gold, first_problems, parts_of, score_gold, skip_bad_rows
+from rewards.gold import Gold, first_problems, score_gold, skip_bad_rows
 from rewards.pool import RewardPool
 from rewards.registry import BUILT_IN
 from rl.backend import Backend, choose_backend
@@ -126,43 +126,31 @@ def rewind(run: RunDir, done: int, steps: int) -> None:
 
 
 async def check_gold(setup: Setup, pool: RewardPool) -> None:
-    """Load the rewards and score a sample of gold answers before anything heavy starts. Raises BadInput naming rows.
+    """Load the rewards and score gold answers before anything heavy starts. Raises BadInput naming the rows.
 
-    With rewards.skip_bad_gold every row is scored, and what is not correct leaves the task. Gold answers that a plugin
-    does not like are only said: it may well judge something else.
+    A plugin that does not like all of them is only told so: it may well judge something else.
     """
-    config, task = setup.config, setup.task
+    config, task, spec_of = setup.config, setup.task, setup.spec_of
+    parts = getattr(task, "parts", [task])
     for spec in setup.reward_specs():
         await pool.load(spec)
-    if config.rewards.skip_bad_gold and (skipped := await skip_bad_rows(pool, task, setup.spec_of)):
-        say(f"{len(skipped)} rows are skipped, their gold answers are not correct: {listed(skipped)}")
-    parts = parts_of(task)
-    begun = [score_gold(pool, p, first_problems(p), setup.spec_of, GOLD_SECONDS / len(parts)) for p in parts]
+    if config.rewards.skip_bad_gold and (skipped := await skip_bad_rows(pool, parts, spec_of)):
+        warn(f"{len(skipped)} rows are skipped, their gold answers are not correct", skipped)
+    begun = [score_gold(pool, part, first_problems(part), spec_of, GOLD_SECONDS / len(parts)) for part in parts]
     found = [gold for part in begun for gold in await part]
     bad = [gold for gold in found if not gold.score.correct]
     failed = [gold for gold in bad if gold.score.status in FAILED]
-    say(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} correct")
-
-    def offends(gold: Gold) -> bool:
-        built_in = str(setup.spec_of(gold.problem)) in BUILT_IN
-        return built_in or (config.reward is None and gold not in failed)
-
-    rows = failed if len(failed) == len(found) else [gold for gold in bad if offends(gold)]
-    if rows and (config.reward is None or rows is failed or len(bad) < len(found)):
+    own = config.reward is None  # another reward may accept none of them, and judge something else
+    rows = [g for g in bad if str(spec_of(g.problem)) in BUILT_IN or (own and g not in failed)]
+    if len(failed) == len(found) or (rows and (own or len(bad) < len(found))):
         raise BadInput(
-            f"the gold answers of {len(rows)} of {len(found)} problems are not correct: {listed(rows)}; mend the rows "
-            f"or the reward (`ponder tasks check '{task.name}'`), or leave false rows of a file out with "
-            "rewards.skip_bad_gold=true"
+            f"{len(rows or failed)} of {len(found)} gold answers are not correct; mend the rows or the reward (`ponder "
+            f"tasks check '{task.name}'`), or leave rows of a file out with rewards.skip_bad_gold=true: "
+            f"{'; '.join(map(str, (rows or failed)[:NAMED]))}"
         )
-    if bad:
-        say(f"warning: gold answers that the reward does not accept: {listed(bad)}")
+    warn(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", bad)
 
 
-def listed(bad: Sequence[Gold]) -> str:
-    """The first few of them."""
-    return "; ".join([*map(str, bad[:NAMED]), *(["…"] if len(bad) > NAMED else [])])
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(f"ponder: {text}", file=sys.stderr)
+def warn(text: str, rows: Sequence[Gold]) -> None:
+    """A line on stderr, and one for each of the first rows."""
+    print(f"ponder: {text}", *map(str, rows[:NAMED]), sep="\n    ", file=sys.stderr)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rewards.errors import BadInput, Fault
-from rewards.gold import skipped_rows
 from rewards.pool import RewardPool
 from rewards.types import Split
 from rl.backend import Backend
@@ -111,8 +110,7 @@ class Trainer:
             self.progress.say(f"warning: step {step}: {line}")
         audit, disagreements = self.scorer.take_audit(step)
         row: Row = {"step": step, "version": self.version} | rollout_metrics(groups) | failed | audit
-        if self.config.rewards.skip_bad_gold:
-            row["rewards/skipped_rows"] = skipped_rows(self.setup.task)
+        row["rewards/skipped_rows"] = getattr(self.setup.task, "skipped", 0)
         row |= search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
         row["time/reward"] = self.scorer.take_seconds()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewards.answer import CLOSE, OPEN
 from rewards.equality import as_text
@@ -32,69 +31,58 @@ HOSTILE = {
 }
 
 
-@dataclass
-class Probe:
-    """One kind of response, and the verdicts on all of that kind."""
+class Probe(NamedTuple):
+    """One response of a kind, and the verdict on it."""
 
-    name: str
-    must_accept: bool = False  # a gold answer that the reward has to like
-    scores: list[Score] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def complaint(self) -> str:
-        """What is wrong with the verdicts, empty where nothing is."""
-        accepted = sum(score.correct for score in self.scores)
-        if any(score.status == "error" for score in self.scores):
-            return "no verdict"
-        if self.name == GOLD:
-            if any(score.status == "rejected" for score in self.scores):
-                return "gold hits a limit"
-            return "gold is not correct" if self.must_accept and accepted < len(self.scores) else ""
-        return f"accepts {'a near miss' if self.name not in HOSTILE else 'no answer'}" if accepted else ""
-
-    @property
-    def detail(self) -> str:
-        """The first reason that was given, of the verdict that is complained of where there is one."""
-        blamed = [s for s in self.scores if s.correct == (self.name != GOLD)] if self.complaint else []
-        return next((f"{s.id}: {s.detail}" for s in blamed + self.scores if s.detail), "")
-
-    def row(self) -> tuple[str, ...]:
-        """Name, statuses, scores from lowest to highest, longest time, verdict."""
-        statuses = Counter(score.status for score in self.scores)
-        several = len(self.scores) > 1
-        values = sorted({score.value for score in self.scores if score.value is not None}) or [None]
-        return (
-            self.name, ", ".join(f"{n} {s}" if several else s for s, n in statuses.items()),
-            " to ".join(map(str, values[:: max(1, len(values) - 1)])), f"{max(self.seconds):.3f}",
-            self.complaint or "good",
-        )  # fmt: skip
+    kind: str
+    score: Score
+    seconds: float
+    complaint: str  # what is wrong with the verdict, empty where nothing is
 
 
-async def probe_reward(spec: Any, task: str | None, count: int, time_limit: float, workers: int) -> list[Probe]:
-    """The verdicts of a reward on every kind of response, made of `count` problems of a task."""
+async def probe_reward(spec: Any, task: str | None, count: int, time_limit: float, workers: int) -> list[list[Probe]]:
+    """The verdicts of a reward by kind of response; these are made of `count` problems of a task."""
     problems, must_accept = _problems(spec, task, count)
-    probes: dict[str, Probe] = {}
-    tries = [(name, problem, text) for name, problem, text in _responses(problems)]
-    tries += [(name, problems[0][0], text) for name, text in HOSTILE.items()]
+    tries = [*_responses(problems), *((kind, problems[0][0], text) for kind, text in HOSTILE.items())]
     async with RewardPool(workers, time_limit) as pool:
         await pool.load(spec)
         calls = (pool.timed(p.id, text, p, spec, extras=Extras([*range(len(text.split()))])) for _, p, text in tries)
         verdicts = [verdict async for verdict in in_order(calls)]
-    for (name, _, _), (score, seconds) in zip(tries, verdicts, strict=True):
-        probe = probes.setdefault(name, Probe(name, must_accept))
-        probe.scores.append(score)
-        probe.seconds.append(seconds)
-    return list(probes.values())
+    kinds: dict[str, list[Probe]] = {}
+    for (kind, _, _), (score, seconds) in zip(tries, verdicts, strict=True):
+        kinds.setdefault(kind, []).append(Probe(kind, score, seconds, _complaint(kind, score, must_accept)))
+    return list(kinds.values())
+
+
+def describe(probes: list[Probe]) -> tuple[str, ...]:
+    """One kind of response in words: its name, statuses, lowest and highest score, longest time, complaint."""
+    statuses = Counter(probe.score.status for probe in probes)
+    values = sorted({probe.score.value for probe in probes if probe.score.value is not None})
+    return (
+        probes[0].kind,
+        ", ".join(f"{n} {status}" if len(probes) > 1 else status for status, n in statuses.items()),
+        " to ".join(f"{value:g}" for value in dict.fromkeys([*values[:1], *values[-1:]])) or "none",
+        f"{max(probe.seconds for probe in probes):.3f}",
+        next((probe.complaint for probe in probes if probe.complaint), "good"),
+    )
+
+
+def _complaint(kind: str, score: Score, must_accept: bool) -> str:
+    if score.status == "error":
+        return "no verdict"
+    if kind != GOLD:
+        return f"accepts {'no answer' if kind in HOSTILE else 'a near miss'}" if score.correct else ""
+    if score.status == "rejected":
+        return "gold hits a limit"
+    return "gold is not correct" if must_accept and not score.correct else ""
 
 
 def _problems(spec: Any, task: str | None, count: int) -> tuple[list[tuple[Problem, str]], bool]:
     """Problems with their gold responses, and whether the reward must accept these."""
     name = task or next((kind.base for kind in GENERATORS.values() if kind.reward == spec), None)
     if name is None:
-        texts = {"What is 2 + 2?": "4", "What is 2 + 3?": "5"}
-        made = [Problem(f"check {a}", "check", prompt, a, prompt) for prompt, a in texts.items()]
-        return [(problem, f"\\boxed{{{problem.answer}}}") for problem in made], False
+        sums = [Problem(f"2+{n}", "check", f"What is 2 + {n}?", str(2 + n), str(n)) for n in (2, 3)]
+        return [(problem, f"\\boxed{{{problem.answer}}}") for problem in sums], False
     source = load_task(name)
     return [(problem, source.gold(problem)) for problem in islice(first_problems(source, count), count)], True
 

@@ -33,6 +33,11 @@ class Mixture:
         return [task for task, _ in self._parts]
 
     @property
+    def skipped(self) -> int:
+        """Rows that were left out of its files."""
+        return sum(getattr(task, "skipped", 0) for task in self.parts)
+
+    @property
     def rewards(self) -> list[Any]:
         return [spec for task, _ in self._parts for spec in task.rewards]
 
