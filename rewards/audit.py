@@ -42,7 +42,9 @@ def second_opinion(response: str, problem: Problem) -> bool | None:
     from math_verify import parse, verify
 
     gold = parse(f"${reference}$")
-    return verify(gold, parse(text)) if gold else None
+    if all(isinstance(piece, str) for piece in gold):  # the text alone: nothing was understood
+        return None
+    return verify(gold, parse(text))
 
 
 def _last_said(text: str) -> str:
