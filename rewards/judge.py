@@ -26,7 +26,7 @@ def judge(
     """
     if truncated and not getattr(reward, "scores_truncated", False):
         return Score(0.0, False, "truncated", detail="cut by the length cap")
-    more = (extras,) if getattr(reward, "takes_extras", False) else ()
+    more = (replace(extras or Extras(), truncated=truncated),) if getattr(reward, "takes_extras", False) else ()
     try:
         result = reward(response, problem, *more)
         return to_score(run(_finish(result)) if inspect.isawaitable(result) else result)

@@ -59,10 +59,12 @@ RewardResult: TypeAlias = float | bool | Score | None
 
 @dataclass(frozen=True)
 class Extras:
-    """What a TRL-style reward may ask for besides text and columns."""
+    """What a reward with `takes_extras = True` gets as its third argument."""
 
     completion_ids: list[int] | None = None
     step: int = 0
+    thinking_tokens: int | None = None  # sampled before the close; all that were sampled where nothing was closed
+    truncated: bool = False  # cut by the length cap; only a reward with `scores_truncated = True` sees such a response
 
 
 class Reward(Protocol):

@@ -158,7 +158,8 @@ async def score_chain(
 ) -> Chain:
     """The chain with the pool's verdict; cut by the cap, or ended inside its thinking, it counts as truncated."""
     truncated = chain.finish_reason == "length" or template.unclosed(chain)
-    extras = Extras(chain.response_ids, step)
+    thought = sum(chain.sampled[chain.prompt_len : template.close_start(chain)])
+    extras = Extras(chain.response_ids, step, thought)
     score = await pool.score(chain.id, template.response_text(chain), problem, spec, truncated, extras)
     return chain.with_score(score)
 

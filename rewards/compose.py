@@ -1,0 +1,83 @@
+"""Rewards made of rewards: a weighted sum, and a gate. `correct` and the status are the primary verifier's."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from rewards.errors import BadInput, nearest
+from rewards.judge import judge
+from rewards.registry import load_reward
+from rewards.types import Extras, Problem, Score
+
+Combine: TypeAlias = Callable[[dict[str, float]], float]  # values of the parts, none of a skipped one -> value
+
+
+class Composite:
+    """Judges a response by every part, and combines their values.
+
+    A part in error makes the whole an error, one that is rejected makes it rejected; a skipped part has no value, and
+    skips the whole where it is the primary. What the length cap cut goes to the parts that say they judge it.
+    """
+
+    takes_extras = True
+
+    def __init__(self, parts: dict[str, Any], primary: str, combine: Combine, partial: bool = False) -> None:
+        self._parts = {name: load_reward(spec) for name, spec in parts.items()}
+        self._primary, self._combine, self._partial = primary, combine, partial
+        self.scores_truncated = any(getattr(part, "scores_truncated", False) for part in self._parts.values())
+        self._runner = asyncio.Runner()  # one loop for every async part, so that sessions and locks live on
+
+    def __call__(self, response: str, problem: Problem, extras: Extras | None = None) -> Score:
+        """The verdict. Raises what `judge` raises."""
+        extras = extras or Extras()
+        scores = {
+            name: judge(part, response, problem, extras.truncated, extras, self._runner.run)
+            for name, part in self._parts.items()
+        }
+        values = {name: score.value for name, score in scores.items() if score.value is not None}
+        inner = {f"{name}/{key}": part for name, score in scores.items() for key, part in score.parts.items()}
+        failed = [s for status in ("error", "rejected") for s in scores.items() if s[1].status == status]
+        if failed:
+            name, score = failed[0]
+            value = None if score.status == "error" else 0.0
+            return Score(value, False, score.status, values | inner, detail=f"{name}: {score.detail}")
+        primary = scores[self._primary]
+        if primary.value is None:
+            return replace(primary, parts=values | inner)
+        whole = self._partial or primary.correct
+        credit = values if whole else values | {self._primary: min(0.0, primary.value)}
+        return replace(primary, value=self._combine(credit), parts=values | inner)
+
+
+def weighted(parts: dict[str, Any], primary: str | None = None, partial: bool = False) -> Composite:
+    """The sum of weight x value over `parts`, {name: {reward, weight}}; the first is `primary` unless another is named.
+
+    Without `partial` a primary that is not correct adds nothing above 0. Raises BadInput for parts that make no sense.
+    """
+    if not isinstance(parts, dict) or not parts or not all(map(_is_part, parts.values())):
+        raise BadInput(f"weighted: parts are {{name: {{reward: …, weight: 1}}}}, not {str(parts)[:80]!r}")
+    primary = next(iter(parts)) if primary is None else primary
+    if primary not in parts:
+        raise BadInput(f"weighted: primary {primary!r}: {nearest(str(primary), parts)}")
+    weights = {name: float(part.get("weight", 1)) for name, part in parts.items()}
+    rewards = {name: part["reward"] for name, part in parts.items()}
+    return Composite(rewards, primary, lambda values: sum(weights[name] * v for name, v in values.items()), partial)
+
+
+def gate(gate: Any, reward: Any, at_least: float = 1.0, partial: bool = False) -> Composite:
+    """The value of `reward` where `gate` reaches `at_least`, else 0 or what is below it; parts `gate` and `reward`."""
+
+    def combine(values: dict[str, float]) -> float:
+        passed = values.get("gate", -math.inf) >= at_least
+        return values["reward"] if passed else min(0.0, values["reward"])
+
+    return Composite({"gate": gate, "reward": reward}, "reward", combine, partial)
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict) or not {"reward"} <= set(part) <= {"reward", "weight"}:
+        return False
+    weight = part.get("weight", 1)
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)

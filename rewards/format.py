@@ -1,0 +1,70 @@
+"""The form of a response: a thinking block before an answer; quotations that are in the documents and bear it out."""
+
+import re
+from typing import Any
+
+from rewards.answer import CLOSE, OPEN, after_thinking, final_answer, squeeze
+from rewards.equality import as_text, same
+from rewards.errors import BadInput
+from rewards.types import Problem, Score
+
+MAX_QUOTES = 50
+_QUOTE = re.compile(r'(?:"([^"]*)"|“([^”]*)”)(?:\s?\[([^\[\]\n]{1,40})\])?')
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def format(response: str, problem: Problem) -> Score:
+    """Whether one `<think>…</think>` opens the response and something follows it. Never correct: that says no form."""
+    thinking, _, rest = response.partition(CLOSE)
+    once = response.count(OPEN) == 1 and response.count(CLOSE) == 1
+    good = once and thinking.lstrip().startswith(OPEN) and bool(rest.strip())
+    return Score(float(good), False, "ok" if good else "wrong", detail="" if good else "not <think>…</think> answer")
+
+
+def citation(response: str, problem: Problem) -> Score:
+    """Whether the answer is right and quoted: every quotation is verbatim, and one holds the evidence.
+
+    Reads `documents` (list, cited as [1], [2], …; or {id: text}) and `evidence` (text or list; null: the answer) from
+    `meta`. A quotation stands for the sentence that it is in, if it is in one only. Raises BadInput without documents.
+    """
+    documents, reference = _documents(problem), as_text(problem.answer)
+    text, answer = after_thinking(response), final_answer(response)
+    if text is None or answer is None:
+        return Score(0.0, False, "unparsed", detail="no final answer")
+    quotes = [(squeeze(straight or curly), cited) for straight, curly, cited in _QUOTE.findall(text)]
+    closed = text.count('"') % 2 == 0 and text.count("“") == text.count("”")
+    verbatim = bool(quotes) and closed and len(quotes) <= MAX_QUOTES and all(_found(*q, documents) for q in quotes)
+    evidence = problem.meta.get("evidence") or reference
+    wanted = [squeeze(e).casefold() for e in ([evidence] if isinstance(evidence, str) else evidence)]
+    context = [_in_sentence(*q, documents).casefold() for q in quotes] if verbatim else []
+    parts = {
+        "answer": float(same(answer.strip('"“”').casefold(), reference.casefold())),
+        "verbatim": float(verbatim),
+        "supported": float(any(some in quoted for some in wanted for quoted in context)),
+    }
+    correct = all(parts.values())
+    missing = ", ".join(name for name, part in parts.items() if not part)
+    return Score(
+        float(correct), correct, "ok" if correct else "wrong", parts, detail=f"not {missing}" if missing else ""
+    )
+
+
+def _documents(problem: Problem) -> dict[str, str]:
+    """Id to text, blanks squeezed."""
+    given: Any = problem.meta.get("documents")
+    named = given if isinstance(given, dict) else dict(enumerate(given, 1)) if isinstance(given, list) else {}
+    if not named or not all(isinstance(text, str) for text in named.values()):
+        raise BadInput(f"problem {problem.id!r}: 'documents' is not a list of texts or {{id: text}}; citation reads it")
+    return {str(name): squeeze(text) for name, text in named.items()}
+
+
+def _found(quote: str, cited: str, documents: dict[str, str]) -> list[str]:
+    """The documents that hold a quotation, of the cited one or of all; none holds an empty one."""
+    among = [documents.get(cited.strip(), "")] if cited else documents.values()
+    return [text for text in among if quote and quote in text]
+
+
+def _in_sentence(quote: str, cited: str, documents: dict[str, str]) -> str:
+    """The only sentence that a quotation is in, else the quotation."""
+    sentences = [s for text in _found(quote, cited, documents) for s in _SENTENCE.split(text) if quote in s]
+    return sentences[0] if len(sentences) == 1 else quote

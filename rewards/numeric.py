@@ -1,0 +1,153 @@
+"""A number with its unit: exact rationals, units through pint, and no tolerance but the problem's.
+
+What a model wrote reaches pint only as names, one-digit exponents and * / ( ): its parser would work out `9**9**9`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cache, lru_cache
+from typing import Any
+
+from rewards.answer import final_answer
+from rewards.equality import as_text
+from rewards.errors import BadInput
+from rewards.types import Problem, Score
+
+MAX_LENGTH, MAX_UNIT = 200, 60  # characters of an answer and of its unit: they bound the digits of exact arithmetic
+_CHARACTERS = str.maketrans(
+    dict.fromkeys("\u2212\u2013\u2012\u2011", "-") | dict.fromkeys("\u00a0\u2007\u2009\u202f~", " ")
+    | dict.fromkeys("⋅∙•", "·") | {"\u00d7": "*", "μ": "µ", "Ω": "Ω", "Å": "Å", "º": "°", "℃": "°C", "℉": "°F"}
+    | {"π": " pi", "$": None}
+)  # fmt: skip
+_COMMANDS = {"times": "*", "cdot": "·", "Omega": "Ω", "pi": " pi", "%": "%", "approx": "≈", "sim": "≈", "mu": "µ"}
+_REWRITES: list[tuple[str, Any]] = [  # to plain text, in this order, each in linear time
+    (r"[⁺⁻⁰¹²³⁴-⁹]+", lambda m: "^" + unicodedata.normalize("NFKC", m[0]).translate(_CHARACTERS)),
+    (r"\\(?:[,;:! ]|q?quad\b)", " "),
+    (r"\\(?:left|right)\b", ""),
+    (r"(?<=\d)\{,\}(?=\d)", ","),
+    (r"\\(?:text|math|operatorname)[a-z]{0,6}\s*\{([^{}]*)\}", r" \1"),
+    (r"\^?\{?\\(?:circ|degree)\b\}?", "°"),
+    (r"\\(times|cdot|Omega|pi|%|approx|sim|mu)(?![a-z])", lambda m: _COMMANDS[m[1]]),
+    (r"µ +", "µ"),
+    (r"\*\*", "^"),
+    (r"\s*\^\s*(?:[{(]\s*([+-]?\d+)\s*[)}])?", r"^\1"),
+    (r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2"),
+    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" (\1)/(\2)"),
+    (r"(?i:(?:°|\bdeg(?:ree)?s?\b)\s*(celsius|fahrenheit|kelvin|[CFK])\b)", lambda m: f"deg{m[1][0].upper()}"),
+    (r"(?i:\b(square|sq|cubic|cu)\.?\s+)([A-Za-z]+)", lambda m: f"{m[2]}^{2 if m[1][0] in 'sS' else 3}"),
+    (r"(?i:\s*\b(squared|cubed)\b)", lambda m: "^2" if m[1][0] in "sS" else "^3"),
+    (r"\bper\b", "/"),
+    (r"^\s*(?:[A-Za-z][A-Za-z ]{0,30}:|pH\b|about\b|approx(?:imately|\.)?(?= )|around\b|roughly\b)", ""),
+]
+_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
+_NUMBER = re.compile(
+    r"\s*([+-]?)\s*(?:(?:(\d+) +)?(\d+) ?/ ?(\d+)|((?:\d{1,3}(?:[ ,]\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
+    r"(?:[eE]([+-]?\d{1,3})(?!\d)|\s*[*x·]\s*10\^([+-]?\d{1,3}))?|10\^([+-]?\d{1,3}))(?![\d.,^])",
+    re.ASCII,
+)
+_NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?\d)(?!\d))?"
+_TOKEN = re.compile(rf"{_NAME}|[*·() ]|/(?!\s*/)|1(?=\s*/)", re.ASCII)
+_ALIASES = {"%": "percent", "‰": "permille", "amps": "ampere", "Nm": "newton*meter"}  # the last two pint misreads
+_THERMAL = {"C": "degC", "F": "degF"}  # where a temperature is asked for, else coulomb and farad
+
+
+def numeric(response: str, problem: Problem) -> Score:
+    """Whether the final answer is the reference quantity, in any compatible unit.
+
+    Reads rel_tol, abs_tol, sig_figs (one that holds is enough; none: exactly equal) and unit from `meta`: bare numbers
+    are in `unit`, abs_tol too. Raises BadInput for a reference, unit or tolerance that can't be read.
+    """
+    registry()  # in the first call of a worker, which is on no item's clock
+    asked = problem.meta.get("unit")
+    unit = read_unit(tidy(str(asked or "")))
+    reference = None if unit is None else read(tidy(as_text(problem.answer)), unit)
+    target = unit if asked or reference is None else reference.units
+    if reference is None or not reference.is_compatible_with(target):
+        raise BadInput(
+            f"problem {problem.id!r}: answer {problem.answer!r}, unit {asked!r}: no quantity that can be read"
+        )
+    answer = final_answer(response)
+    if answer is None or len(answer) > MAX_LENGTH:
+        return Score(0.0, False, "unparsed", detail="no final answer, or one too long for a number")
+    found = [read(part, unit, target) for part in re.split("[=≈]", tidy(answer))]
+    if found[-1] is None:
+        return Score(0.0, False, "unparsed", detail=f"{answer[:80]!r} is no number with a unit")
+    correct = all(  # "x = 1 km = 1000 m": whatever is a quantity must be right
+        q is None or (q.is_compatible_with(target) and close(q.m_as(target), reference.m_as(target), problem.meta))
+        for q in found
+    )
+    return Score(float(correct), correct, "ok" if correct else "wrong", detail=f"answered {answer[:80]!r}")
+
+
+def close(value: Fraction, reference: Fraction, meta: Mapping[str, Any]) -> bool:
+    """Exactly equal, or so within one of the tolerances in `meta`. Raises BadInput for one that makes no sense."""
+    relative, absolute, figures = (_tolerance(meta, name) for name in ("rel_tol", "abs_tol", "sig_figs"))
+    if abs(value - reference) <= max(relative * abs(reference), absolute):
+        return True
+    return bool(figures) and round_figures(value, int(figures)) == round_figures(reference, int(figures))
+
+
+def round_figures(value: Fraction, figures: int) -> Fraction:
+    """Rounded to so many significant figures, halves away from zero; exact."""
+    size = abs(value)
+    digits = len(str(size.numerator)) - len(str(size.denominator))  # 10^digits <= size, or one digit fewer
+    step = Fraction(10) ** (digits + (size >= Fraction(10) ** digits) - figures)
+    return (size / step + Fraction(1, 2)) // 1 * step * (1 if value >= 0 else -1)
+
+
+def tidy(text: str) -> str:
+    """LaTeX, typography and words ("square", "per") in the plain form that `read` and `read_unit` know."""
+    text = text.translate(_CHARACTERS)
+    for pattern, replacement in _COMPILED:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def read(text: str, default: Any, target: Any = None) -> Any:
+    """The quantity that a tidied text is, exactly, or None. A bare number is in `default`."""
+    match = _NUMBER.match(text)
+    if match is None or (match[4] and not int(match[4])):
+        return None
+    sign, whole, above, below, digits, *powers = match.groups("")
+    if below:
+        value = int(whole or 0) + Fraction(int(above), int(below))
+    else:
+        value = Fraction(re.sub("[ ,]", "", digits) or 1) * Fraction(10) ** int("".join(powers) or 0)
+    rest = text[match.end() :].strip()
+    thermal = target is not None and dict(target.dimensionality) == {"[temperature]": 1}
+    unit = read_unit(rest, thermal) if rest else default
+    return None if unit is None else registry().Quantity(-value if sign == "-" else value, unit)
+
+
+@lru_cache(10_000)
+def read_unit(text: str, thermal: bool = False) -> Any:
+    """The pint unit of a tidied text, or None. What blanks or dots join behind a slash is below it: J/mol K."""
+    if len(text) > MAX_UNIT or _TOKEN.sub("", text):
+        return None
+
+    def known(match: re.Match[str]) -> str:
+        name = (_THERMAL if thermal else {}).get(match[1]) or _ALIASES.get(match[1], match[1])
+        return f"({name if '*' in name or name in registry() else name.lower()})**{match[2] or 1} "
+
+    try:
+        below = re.sub(r"/([^/*()]+)", r"/(\1)", text)
+        return registry().parse_units(re.sub(_NAME, known, below).replace("·", " "))
+    except Exception:  # pint raises a dozen kinds for words that are no unit, and for operators out of place
+        return None
+
+
+@cache
+def registry() -> Any:
+    """pint's units with exact factors."""
+    import pint
+
+    return pint.UnitRegistry(non_int_type=Fraction)
+
+
+def _tolerance(meta: Mapping[str, Any], name: str) -> Fraction:
+    value, whole = meta.get(name) or 0, name == "sig_figs"
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 <= value < 1e300:
+        raise BadInput(f"{name} {value!r} is not a {'whole ' * whole}number from 0 up")
+    return Fraction(str(min(value, 50) if whole else value))  # 0.01 is 1/100; no one writes 50 figures

@@ -1,0 +1,121 @@
+"""Chemistry with numbers: the pH of solutions, and masses of products.
+
+The equilibrium is solved in full, water's own ions included: "x is small" is right only where it holds.
+"""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from rewards.tasks.base import Generator
+from rewards.types import Problem
+
+KW = 1e-14  # at 25 °C
+STRONG = ("HCl", "HBr", "HNO3", "HClO4", "NaOH", "KOH", "LiOH")
+KA = {"CH3COOH": "1.8e-5", "HF": "6.8e-4", "HCOOH": "1.8e-4", "HCN": "6.2e-10", "HClO": "3.0e-8", "HNO2": "4.5e-4"}
+KB = {"NH3": "1.8e-5", "CH3NH2": "4.4e-4", "C5H5N": "1.7e-9", "C6H5NH2": "4.3e-10"}
+DIPROTIC = {"H2CO3": ("4.3e-7", "4.8e-11"), "H2SO3": ("1.5e-2", "6.3e-8"), "H2C2O4": ("5.6e-2", "1.5e-4")}
+ATOMS = "H 1.008 C 12.011 N 14.007 O 15.999 Na 22.990 Mg 24.305 Al 26.982 S 32.06 Cl 35.45 K 39.098 Fe 55.845"
+MASSES = {name: Fraction(mass) for name, mass in re.findall(r"([A-Z]\S*) (\S+)", ATOMS)}  # g/mol
+REACTIONS = (
+    *("2 H2 + O2 -> 2 H2O", "N2 + 3 H2 -> 2 NH3", "CH4 + 2 O2 -> CO2 + 2 H2O", "C3H8 + 5 O2 -> 3 CO2 + 4 H2O"),
+    *("2 Mg + O2 -> 2 MgO", "4 Al + 3 O2 -> 2 Al2O3", "2 Na + Cl2 -> 2 NaCl", "Fe2O3 + 3 CO -> 2 Fe + 3 CO2"),
+    *("2 Al + Fe2O3 -> Al2O3 + 2 Fe", "4 NH3 + 5 O2 -> 4 NO + 6 H2O", "2 SO2 + O2 -> 2 SO3", "2 K + Cl2 -> 2 KCl"),
+)
+KINDS = {"strong": 1.0, "weak": 2.0, "buffer": 3.0, "diprotic": 4.0, "stoichiometry": 3.0}  # and their difficulty
+ASK = "What is the pH at 25 °C (Kw = 1.0e-14), to two decimals? Write only the number between <answer> and </answer>."
+
+
+@dataclass(frozen=True)
+class Chemistry(Generator):
+    """The pH of acids, bases, buffers and diprotic acids, and limiting masses (difficulty by kind, 1 to 4)."""
+
+    base = "chemistry"
+    reward = "numeric"
+    kind: str = field(default="all", metadata={"help": "which problems", "choices": ("all", *KINDS)})
+
+    def draw(self, rng: random.Random) -> Problem:
+        kind = rng.choice(list(KINDS)) if self.kind == "all" else self.kind
+        text, answer, meta = _mass(rng) if kind == "stoichiometry" else _ph(kind, rng)
+        return Problem("", self.base, text, answer, text.partition(". ")[0], KINDS[kind], kind, meta=meta)
+
+    def gold(self, problem: Problem) -> str:
+        return f"<answer>{problem.answer}</answer>"
+
+
+def ph(ions: float, concentration: float = 0.0, top: int = 0, constants: Sequence[float] = ()) -> float:
+    """The pH at which the charges balance, by bisection; concentrations in mol/L.
+
+    ions: net charge of those that take no part (Na+ counts +1, Cl- counts -1). The solute: how much of it in all its
+    forms, the charge of the most protonated one, and the constants Ka by which it loses one proton after the other.
+    """
+
+    def charge(h: float) -> float:  # rises with [H+]
+        forms = [math.prod(k / h for k in constants[:n]) for n in range(len(constants) + 1)]
+        lost = sum(n * form for n, form in enumerate(forms)) / sum(forms)
+        return ions + h - KW / h + concentration * (top - lost)
+
+    low, high = -2.0, 16.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if charge(10**-middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, Any]]:
+    most = {"strong": 8, "buffer": 2}.get(kind, 4)
+    amount, salt = (f"{rng.randint(10, 99) / 10}e-{rng.randint(1, most)}" for _ in "ab")
+    c = float(amount)
+    if kind == "strong":
+        name = rng.choice(STRONG)
+        what, value = f"the strong electrolyte {name}", ph(c if "OH" in name else -c)
+    elif kind == "diprotic":
+        name, (first, second) = rng.choice(list(DIPROTIC.items()))
+        what, value = f"{name} (Ka1 = {first}, Ka2 = {second})", ph(0.0, c, 0, [float(first), float(second)])
+    else:
+        top, constants, label, ion = rng.choice(
+            ((0, KA, "acid {} (Ka = {})", "Na"), (1, KB, "base {} (Kb = {})", "Cl"))
+        )
+        name, constant = rng.choice(list(constants.items()))
+        ka = KW / float(constant) if top else float(constant)
+        added = float(salt) if kind == "buffer" else 0.0
+        what, value = f"the weak {label.format(name, constant)}", ph(added * (1 - 2 * top), c + added, top, [ka])
+        what += f" and {salt} mol/L of its {ion} salt" if added else ""
+    return f"A solution in water holds {amount} mol/L of {what}. {ASK}", f"{value:.3f}", {"abs_tol": 0.01}
+
+
+def sides(equation: str) -> list[dict[str, int]]:
+    """[{formula: coefficient}] of the reactants and of the products."""
+    terms = [re.findall(r"(?:(\d+) )?([A-Z]\w*)", side) for side in equation.split("->")]
+    return [{formula: int(count or 1) for count, formula in side} for side in terms]
+
+
+def molar_mass(formula: str) -> Fraction:
+    """In g/mol, from the atoms of a formula without brackets."""
+    atoms = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+    return sum((MASSES[atom] * int(count or 1) for atom, count in atoms), Fraction(0))
+
+
+def product_mass(equation: str, grams: dict[str, Fraction], product: str) -> Fraction:
+    """Grams of a product when the reactant that limits is used up."""
+    reactants, products = sides(equation)
+    extent = min(mass / molar_mass(name) / reactants[name] for name, mass in grams.items())
+    return extent * products[product] * molar_mass(product)
+
+
+def _mass(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
+    equation = rng.choice(REACTIONS)
+    reactants, products = sides(equation)
+    grams = {name: Fraction(rng.randint(10, 999), 10) for name in reactants}
+    product = rng.choice(list(products))
+    given = " and ".join(f"{float(amount):.1f} g of {name}" for name, amount in grams.items())
+    masses = ", ".join(f"{name} {float(molar_mass(name)):g}" for name in reactants | products)
+    text = (
+        f"How many grams of {product} form from {given}, by {equation}? Molar masses in g/mol: {masses}. Give at least "
+        "three significant figures. Write only the number between <answer> and </answer>."
+    )
+    return text, f"{float(product_mass(equation, grams, product)):.6g}", {"rel_tol": 0.005, "unit": "g"}

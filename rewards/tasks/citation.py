@@ -1,0 +1,62 @@
+"""Questions about small documents on invented people; the answer must be quoted from where it stands."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.tasks.base import Generator, number
+from rewards.types import Problem
+
+FIRST, LAST, PLACES, TRADES, THINGS = map(
+    str.split,
+    (
+        "Ada Bruno Clio Dario Edda Falk Greta Hugo Ines Jonas Kaja Leif Mira Nils Olga Piet Runa Sven Tilda Ulf",
+        "Adler Brandt Castel Dorn Eklund Falke Grimm Holt Ilves Juhl Krog Lund Marek Norden Osk Palme Rask Stam",
+        "Arvik Belmora Cardun Dorsel Elvane Fenmark Gorlice Halden Istria Jorvik Kelmar Lorne Morven Nesk",
+        "baker cartographer dentist florist glazier historian lawyer mason nurse painter surveyor",
+        "bridge clock garden harbour library mill museum observatory school theatre tower windmill",
+    ),
+)
+FACTS = (  # a sentence, {} in it the answer, and the question
+    ("{name} was born in {}.", "Where was {name} born?", PLACES),
+    ("{name} is buried in {}.", "Where is {name} buried?", PLACES),
+    ("By trade {name} was a {}.", "What was {name}'s trade?", TRADES),
+    ("{name} is remembered for the {}.", "What is {name} remembered for?", THINGS),
+    ("In the year {} {name} moved away.", "In which year did {name} move?", range(1850, 1990)),
+    ("{name} lived to the age of {}.", "To what age did {name} live?", range(41, 99)),
+)
+ASK = (
+    "Quote the sentence that shows it word for word, in double quotes and followed by the document's number, as in "
+    '"…" [1]; then write only the answer between <answer> and </answer>.'
+)
+
+
+@dataclass(frozen=True)
+class Citation(Generator):
+    """Answer a question from documents, and quote the sentence that says so (difficulty: how many documents)."""
+
+    base = reward = "citation"
+    documents: tuple[int, int] = number((2, 4), (1, 8), "how many documents, `3` or `2-4`")
+
+    def draw(self, rng: random.Random) -> Problem:
+        count = rng.randint(*self.documents)
+        people = zip(rng.sample(FIRST, count), rng.sample(LAST, count), strict=True)
+        told = [_tell(f"{first} {last}", rng) for first, last in people]
+        documents = [" ".join(sentence for sentence, _, _ in facts) for facts in told]
+        cited = rng.randrange(count)
+        evidence, question, answer = rng.choice(told[cited])
+        listed = "\n".join(f"[{n}] {text}" for n, text in enumerate(documents, 1))
+        meta: dict[str, Any] = {"documents": documents, "evidence": evidence, "cited": cited + 1}
+        key = f"{question} {listed}"
+        return Problem("", self.base, f"{listed}\n\n{question} {ASK}", answer, key, float(count), meta=meta)
+
+    def gold(self, problem: Problem) -> str:
+        meta = problem.meta
+        return f'"{meta["evidence"]}" [{meta["cited"]}]\n<answer>{problem.answer}</answer>'
+
+
+def _tell(name: str, rng: random.Random) -> list[tuple[str, str, str]]:
+    """[(sentence, question, answer)] of three to six facts about a person."""
+    facts = rng.sample(FACTS, rng.randint(3, 6))
+    answers = [str(rng.choice(values)) for _, _, values in facts]
+    return [(s.format(a, name=name), q.format(name=name), a) for (s, q, _), a in zip(facts, answers, strict=True)]
