@@ -15,6 +15,7 @@ from rewards.types import Problem, Score
 T = TypeVar("T")
 SpecOf = Callable[[Problem], Any]
 
+VERIFIERS = ("choice", "code", "countdown", "exact_match", "math", "numeric")  # of ours: they must accept gold answers
 ENDLESS = 16  # problems of a generator whose gold answers are scored where no count is given
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewards.errors import BadInput
-from rewards.gold import Gold, first_problems, score_gold, skip_bad_rows
+from rewards.gold import VERIFIERS, Gold, first_problems, score_gold, skip_bad_rows
 from rewards.pool import RewardPool
-from rewards.registry import BUILT_IN
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, prepare
 from rl.checkpoint import Checkpoint, latest_checkpoint, remove_after
@@ -139,14 +138,13 @@ async def check_gold(setup: Setup, pool: RewardPool) -> None:
     begun = [score_gold(pool, part, first_problems(part), spec_of, GOLD_SECONDS / len(parts)) for part in parts]
     found = [gold for part in begun for gold in await part]
     bad = [gold for gold in found if not gold.score.correct]
-    failed = [gold for gold in bad if gold.score.status in FAILED]
-    own = config.reward is None  # another reward may accept none of them, and judge something else
-    rows = [g for g in bad if str(spec_of(g.problem)) in BUILT_IN or (own and g not in failed)]
-    if len(failed) == len(found) or (rows and (own or len(bad) < len(found))):
+    own = config.reward is None
+    rows = [g for g in bad if spec_of(g.problem) in VERIFIERS or (own and g.score.status not in FAILED)]
+    if rows:
         raise BadInput(
-            f"{len(rows or failed)} of {len(found)} gold answers are not correct; mend the rows or the reward (`ponder "
-            f"tasks check '{task.name}'`), or leave rows of a file out with rewards.skip_bad_gold=true: "
-            f"{'; '.join(map(str, (rows or failed)[:NAMED]))}"
+            f"{len(rows)} of {len(found)} gold answers are not correct; mend the rows or the reward (`ponder tasks "
+            f"check '{task.name}'`), or leave rows of a file out with rewards.skip_bad_gold=true: "
+            f"{'; '.join(map(str, rows[:NAMED]))}"
         )
     warn(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", bad)
 

@@ -73,7 +73,8 @@ def print_comparison(found: dict[str, Any], show: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("old -> new", "chains", title=f"{found['run']}: {found['chains']} chains under {found['reward']}")
+    print(f"{found['run']}: {found['chains']} chains under {found['reward']}")
+    table = Table("old -> new", "chains")
     for move, count in found["moves"].items():
         table.add_row(move, str(count))
     Console().print(table)
