@@ -56,14 +56,15 @@ def weighted(parts: dict[str, Any], primary: str | None = None, partial: bool = 
 
     Without `partial` a primary that is not correct adds nothing above 0. Raises BadInput for parts that make no sense.
     """
-    if not isinstance(parts, dict) or not parts or not all(map(_is_part, parts.values())):
-        raise BadInput(f"weighted: parts are {{name: {{reward: …, weight: 1}}}}, not {str(parts)[:80]!r}")
-    primary = next(iter(parts)) if primary is None else primary
-    if primary not in parts:
-        raise BadInput(f"weighted: primary {primary!r}: {nearest(str(primary), parts)}")
-    weights = {name: float(part.get("weight", 1)) for name, part in parts.items()}
-    rewards = {name: part["reward"] for name, part in parts.items()}
-    return Composite(rewards, primary, lambda values: sum(weights[name] * v for name, v in values.items()), partial)
+    pairs = {name: _pair(**part) for name, part in parts.items()}
+    primary = next(iter(pairs), "") if primary is None else primary
+    if primary not in pairs or not all(math.isfinite(weight) for _, weight in pairs.values()):
+        raise BadInput(f"weighted: primary {primary!r}, weights not finite? {nearest(str(primary), pairs)}")
+
+    def combine(values: dict[str, float]) -> float:
+        return sum(pairs[name][1] * value for name, value in values.items())
+
+    return Composite({name: reward for name, (reward, _) in pairs.items()}, primary, combine, partial)
 
 
 def gate(gate: Any, reward: Any, at_least: float = 1.0, partial: bool = False) -> Composite:
@@ -76,8 +77,5 @@ def gate(gate: Any, reward: Any, at_least: float = 1.0, partial: bool = False) -
     return Composite({"gate": gate, "reward": reward}, "reward", combine, partial)
 
 
-def _is_part(part: Any) -> bool:
-    if not isinstance(part, dict) or not {"reward"} <= set(part) <= {"reward", "weight"}:
-        return False
-    weight = part.get("weight", 1)
-    return isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+def _pair(reward: Any, weight: float = 1.0) -> tuple[Any, float]:
+    return reward, float(weight)

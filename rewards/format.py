@@ -9,15 +9,15 @@ from rewards.errors import BadInput
 from rewards.types import Problem, Score
 
 MAX_QUOTES = 50
-_QUOTE = re.compile(r'(?:"([^"]*)"|“([^”]*)”)(?:\s?\[([^\[\]\n]{1,40})\])?')
+_QUOTE = re.compile(r'(?:"([^"]*)"|“([^“”]*)”)(?:\s?\[([^\[\]\n]{1,40})\])?')
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def format(response: str, problem: Problem) -> Score:
     """Whether one `<think>…</think>` opens the response and something follows it. Never correct: that says no form."""
-    thinking, _, rest = response.partition(CLOSE)
-    once = response.count(OPEN) == 1 and response.count(CLOSE) == 1
-    good = once and thinking.lstrip().startswith(OPEN) and bool(rest.strip())
+    thinking, _, answer = response.strip().partition(CLOSE)
+    once = response.count(OPEN) == 1 == response.count(CLOSE)
+    good = once and thinking.startswith(OPEN) and bool(answer)
     return Score(float(good), False, "ok" if good else "wrong", detail="" if good else "not <think>…</think> answer")
 
 
@@ -35,18 +35,15 @@ def citation(response: str, problem: Problem) -> Score:
     closed = text.count('"') % 2 == 0 and text.count("“") == text.count("”")
     verbatim = bool(quotes) and closed and len(quotes) <= MAX_QUOTES and all(_found(*q, documents) for q in quotes)
     evidence = problem.meta.get("evidence") or reference
-    wanted = [squeeze(e).casefold() for e in ([evidence] if isinstance(evidence, str) else evidence)]
-    context = [_in_sentence(*q, documents).casefold() for q in quotes] if verbatim else []
+    wanted = "|".join(re.escape(squeeze(e)) for e in ([evidence] if isinstance(evidence, str) else evidence))
+    context = [_in_sentence(*q, documents) for q in quotes] if verbatim else []
     parts = {
         "answer": float(same(answer.strip('"“”').casefold(), reference.casefold())),
         "verbatim": float(verbatim),
-        "supported": float(any(some in quoted for some in wanted for quoted in context)),
+        "supported": float(any(re.search(rf"(?i)(?<!\w)(?:{wanted})(?!\w)", quoted) for quoted in context)),
     }
     correct = all(parts.values())
-    missing = ", ".join(name for name, part in parts.items() if not part)
-    return Score(
-        float(correct), correct, "ok" if correct else "wrong", parts, detail=f"not {missing}" if missing else ""
-    )
+    return Score(float(correct), correct, "ok" if correct else "wrong", parts)
 
 
 def _documents(problem: Problem) -> dict[str, str]:

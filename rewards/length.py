@@ -8,6 +8,12 @@ from rewards.types import Extras, Problem, Score
 UNCOUNTED = Score(None, False, "skipped", detail="no one counted: give the row 'thinking_tokens'")  # a gold answer's
 
 
+def _measures(reward: Callable[..., Score]) -> Callable[..., Score]:
+    reward.takes_extras = reward.scores_truncated = True  # type: ignore[attr-defined]  # a cut chain has a length, too
+    return reward
+
+
+@_measures
 def length(response: str, problem: Problem, extras: Extras | None = None) -> Score:
     """1 at `target_tokens` of the problem's meta, falling to 0 by the distance from it relative to it."""
     target = problem.meta.get("target_tokens")
@@ -22,13 +28,14 @@ def overlong(max_tokens: int, cache: int) -> Callable[..., Score]:
     if type(max_tokens) is not int or type(cache) is not int or not 0 <= cache <= max_tokens:
         raise BadInput("overlong takes {max_tokens: 4096, cache: 512}: whole numbers, 0 <= cache <= max_tokens")
 
+    @_measures
     def punish(response: str, problem: Problem, extras: Extras | None = None) -> Score:
         count = thinking_tokens(problem, extras)
         beyond = (count or 0) - (max_tokens - cache)
         value = 0.0 if beyond <= 0 else -1.0 if beyond >= cache else -beyond / cache
         return UNCOUNTED if count is None else Score(value, False, "ok")
 
-    return _measures(punish)
+    return punish
 
 
 def thinking_tokens(problem: Problem, extras: Extras | None) -> int | None:
@@ -38,11 +45,3 @@ def thinking_tokens(problem: Problem, extras: Extras | None) -> int | None:
     if count is not None and (type(count) is not int or count < 0):
         raise BadInput(f"problem {problem.id!r}: 'thinking_tokens' {count!r} is no count of tokens")
     return count
-
-
-def _measures(reward: Callable[..., Score]) -> Callable[..., Score]:
-    reward.takes_extras = reward.scores_truncated = True  # type: ignore[attr-defined]  # a cut chain has a length, too
-    return reward
-
-
-_measures(length)
