@@ -8,22 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rl.logprobs import upcast
+
 
 def k1(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """ln(policy / ref), [T] from two [T]."""
-    return _difference(policy_logprobs, ref_logprobs)
+    return upcast(policy_logprobs) - upcast(ref_logprobs)
 
 
 def k2(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """ln(policy / ref)^2 / 2, [T] from two [T]."""
-    return _difference(policy_logprobs, ref_logprobs).square() / 2
+    return k1(policy_logprobs, ref_logprobs).square() / 2
 
 
 def k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """ref/policy - 1 - ln(ref/policy), [T] from two [T]; expm1 keeps it exact where the two nearly agree."""
-    log_ratio = _difference(ref_logprobs, policy_logprobs)
+    log_ratio = k1(ref_logprobs, policy_logprobs)
     return torch.expm1(log_ratio) - log_ratio
-
-
-def _difference(a: Tensor, b: Tensor) -> Tensor:
-    return a - b if torch.float64 in (a.dtype, b.dtype) else a.float() - b.float()

@@ -13,7 +13,7 @@ CHUNK_ELEMENTS = 2**26
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """ln softmax(logits / temperature)[target] and the entropy (nats, without gradient); [N, V], [N] -> [N], [N]."""
-    scaled = _upcast(logits) / temperature
+    scaled = upcast(logits) / temperature
     all_logprobs = scaled.log_softmax(-1)
     picked = all_logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
@@ -50,9 +50,10 @@ def _head(
     # Weights as the server holds them (rounded to the compute dtype), the product in fp32.
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(_upcast(hidden), _upcast(weight), None if bias is None else _upcast(bias))
+        logits = F.linear(upcast(hidden), upcast(weight), None if bias is None else upcast(bias))
     return token_logprobs(logits, targets, temperature)
 
 
-def _upcast(values: Tensor) -> Tensor:
+def upcast(values: Tensor) -> Tensor:
+    """The same in fp32 at least: bf16 is too coarse for differences and sums."""
     return values if values.dtype == torch.float64 else values.float()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl.kl import k3
+from rl.logprobs import upcast
 
 MAX_LOG_RATIO = 20.0
 """Log ratios are clamped here: exp would overflow, and 0 x infinity poisons the gradient of the clipped branch."""
@@ -43,7 +44,7 @@ def clip_loss(inputs: LossInputs) -> LossOutputs:
 
     At ratio 1 the gradient is REINFORCE's, -A grad log p.
     """
-    log_ratio = masked(_upcast(inputs.policy_logprobs) - _upcast(inputs.old_logprobs), inputs.mask)
+    log_ratio = masked(upcast(inputs.policy_logprobs) - upcast(inputs.old_logprobs), inputs.mask)
     log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     advantages = masked(inputs.advantages.to(ratio.dtype), inputs.mask)
@@ -86,7 +87,3 @@ def diagnose(outputs: LossOutputs, mask: Tensor) -> dict[str, Tensor]:
 def masked(values: Tensor, mask: Tensor) -> Tensor:
     """Values [T] with exact zeros, and no gradient, where the mask is False: a NaN there stays there."""
     return torch.where(mask, values, torch.zeros_like(values))
-
-
-def _upcast(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
