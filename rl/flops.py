@@ -102,14 +102,14 @@ def training_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int, 
     return (2 if checkpointing else 1) * forward + backward_flops(shape, lengths, head_tokens)
 
 
-def rollout_flops(shape: ModelShape, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> float:
-    """Prefill and decoding with a KV cache of chains of `lengths` tokens, their prompts included.
+def rollout_flops(shape: ModelShape, lengths: Sequence[tuple[int, int]]) -> float:
+    """Prefill and decoding with a KV cache of chains, each given as tokens of its prompt and tokens in all.
 
     Each token but the last goes through the model once and attends to those before it: one causal pass. The head runs
     for sampled tokens. A prompt shared through a prefix cache is still counted for each chain.
     """
-    sampled = sum(lengths) - sum(prompt_lengths)
-    return forward_flops(shape.served, [n - 1 for n in lengths], sampled)
+    sampled = sum(n - prompt for prompt, n in lengths)
+    return forward_flops(shape.served, [n - 1 for _, n in lengths], sampled)
 
 
 def measure_peak_gflops(

@@ -5,6 +5,7 @@ What is saved at the end of step n is all that step n + 1 needs; whatever a cras
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from rl.build import Setup
 from rl.checkpoint import Checkpoint, save_checkpoint
 from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
+from rl.flops import rollout_flops
 from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir, append_lines
@@ -31,7 +33,6 @@ from rollout.store import SampleStore, read
 from rollout.types import Group
 
 if TYPE_CHECKING:
-    from rl.flops import ModelShape
     from rl.learner import Learner
 
 T = TypeVar("T")
@@ -82,11 +83,10 @@ class Trainer:
         """All steps that are left, then the final evaluation. Whatever stops it, the last whole step is saved."""
         try:
             await self._steps()
-        except Stopped as stopped:
+        except Exception as error:
             self.save()
-            raise Stopped(stopped.signum, f" after step {self.version}, saved in {self.run.path}") from None
-        except Exception:
-            self.save()
+            if isinstance(error, Stopped):
+                raise Stopped(error.signum, f" after step {self.version}, saved in {self.run.path}") from None
             raise
 
     async def _steps(self) -> None:
@@ -114,7 +114,8 @@ class Trainer:
         row |= search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
         row["time/reward"] = self.scorer.take_seconds()
-        row["flops/rollout"] = chains_flops(self.learner.shape, groups)
+        lengths = [(chain.prompt_len, len(chain.token_ids)) for group in groups for chain in group.chains]
+        row["flops/rollout"] = rollout_flops(self.learner.shape, lengths)
         self.progress.phase(f"step {step} learning")
         row |= self.learner.step(groups, self.version, check=self._check_mismatch)
         self.version = step
@@ -153,19 +154,14 @@ class Trainer:
 
     async def _produce(self, step: int) -> list[Group]:
         if self.replay is not None:
-            return replayed(self.replay, step)
+            for _, groups in read(self.replay, step):
+                return groups
+            raise BadInput(f"{self.replay} holds no chains of step {step}; lower train.steps to what it holds")
         self.scorer.begin(step)
-        problems = self.setup.problems(step)
-        done, total = 0, len(problems) * self.config.rollout.group_size
-
-        def count() -> None:
-            nonlocal done
-            done += 1
-            self.progress.chains(done, total)
-
-        setup = self.setup
+        setup, problems = self.setup, self.setup.problems(step)
+        done, total = itertools.count(1), len(problems) * self.config.rollout.group_size
         examiner = Examiner(self.backend.sampler, setup.template, self.scorer, setup.spec_of, setup.plan, step)
-        return await collect(problems, examiner, on_chain=count)
+        return await collect(problems, examiner, on_chain=lambda: self.progress.chains(next(done), total))
 
     async def _push(self) -> float:
         """Push the current weights; a server that dies meanwhile is started again and pushed to. Returns seconds."""
@@ -225,18 +221,3 @@ class Trainer:
             self.setup.fingerprint,
             keep=self.config.train.keep_checkpoints,
         )
-
-
-def chains_flops(shape: ModelShape, groups: list[Group]) -> float:
-    """What sampling these chains cost."""
-    from rl.flops import rollout_flops
-
-    chains = [chain for group in groups for chain in group.chains]
-    return rollout_flops(shape, [c.prompt_len for c in chains], [len(c.token_ids) for c in chains])
-
-
-def replayed(path: Path, step: int) -> list[Group]:
-    """A step's stored groups. Raises BadInput where the run that is replayed has no such step."""
-    for _, groups in read(path, step):
-        return groups
-    raise BadInput(f"{path} holds no chains of step {step}; lower train.steps to what it holds")

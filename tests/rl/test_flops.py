@@ -36,8 +36,8 @@ def test_rollout_by_hand_and_as_a_slow_loop() -> None:
         body = sum(20 + 12 * (t + 1) for t in range(length - 1))
         return body + 14 * (length - prompt)
 
-    assert rollout_flops(TINY, [1], [3]) == 2 * 20 + 3 * 12 + 2 * 14
-    assert rollout_flops(TINY, [4, 2], [9, 5]) == slow(4, 9) + slow(2, 5)
+    assert rollout_flops(TINY, [(1, 3)]) == 2 * 20 + 3 * 12 + 2 * 14
+    assert rollout_flops(TINY, [(4, 9), (2, 5)]) == slow(4, 9) + slow(2, 5)
 
 
 def above_diagonal(shape: ModelShape) -> float:
@@ -89,7 +89,7 @@ def test_lora_by_hand() -> None:
     assert backward_flops(lora, [2, 3], 4) == 5 * 2 * (2 * 14 - 13) + 4 * 14 + 9 * 24
     assert training_flops(lora, [2, 3], 4, checkpointing=True) == 2 * 304 + 422
     assert backward_flops(TINY, [2, 3], 4) == 2 * forward_flops(TINY, [2, 3], 4)
-    assert rollout_flops(lora, [1], [3]) == rollout_flops(TINY, [1], [3])  # the sampler's weights are merged
+    assert rollout_flops(lora, [(1, 3)]) == rollout_flops(TINY, [(1, 3)])  # the sampler's weights are merged
 
 
 def test_a_tied_head_is_counted_once_and_the_embedding_never() -> None:
