@@ -10,9 +10,10 @@ import os
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import tenacity
 
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
@@ -108,14 +109,10 @@ class VllmBackend(ServedBackend):
     async def check(self) -> None:
         """See that vLLM is installed and the port free, or soon free."""
         check_startable(None)
-        deadline = time.monotonic() + PORT_PATIENCE
-        while True:
-            try:
-                return check_startable(self.config.server.port)
-            except BadInput:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.2)
+        until = tenacity.stop_after_delay(PORT_PATIENCE)
+        async for attempt in tenacity.AsyncRetrying(stop=until, wait=tenacity.wait_fixed(0.2), reraise=True):
+            with attempt:
+                check_startable(self.config.server.port)
 
     async def start(self, on_wait: OnWait | None = None) -> None:
         self.process = await ServerProcess.start(

@@ -15,7 +15,7 @@ from rewards.tasks import Task, load_task
 from rewards.types import Problem, Split
 from rl.config import Config
 from rl.memory import shapes_path
-from rollout.collect import Plan
+from rollout.collect import Plan, make_questions
 from rollout.prompt import Template, read_json
 from rollout.server.hardware import Hardware, check_stated, probe
 from rollout.server.process import served_hardware
@@ -107,12 +107,7 @@ def longest_prompt(setup: Setup) -> int:
     problems = [setup.task.problem(i, "train") for i in range(count)]
     if config.eval.every > 0:
         problems += setup.eval_problems("val") + setup.eval_problems("test")
-    longest = 0
-    for problem in problems:
-        try:
-            longest = max(longest, len(setup.template.encode(problem.prompt)))
-        except BadInput as error:
-            raise BadInput(f"problem {problem.id}: {error}") from None
+    longest = max(len(question.prompt_ids) for question in make_questions(problems, setup.template, "cot"))
     return longest + 8 * (count == PROBLEMS_SCANNED)  # room for what was not scanned
 
 

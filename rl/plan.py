@@ -47,7 +47,7 @@ class ByteCount:
     def __init__(self, system_prompt: str) -> None:
         self.system_prompt = system_prompt
 
-    def encode(self, prompt: Prompt, **how: Any) -> list[int]:
+    def encode(self, prompt: Prompt, *how: Any) -> list[int]:
         """As many ids as the prompt may have at most."""
         text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
         return [0] * (len((self.system_prompt + text).encode()) + MARKUP)
