@@ -4,8 +4,6 @@ Samples without a reward were removed before. Statistics are taken in float64, s
 spread whatever their size; the answer has the rewards' dtype.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

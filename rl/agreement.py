@@ -4,8 +4,6 @@ the changes of weights that bring it out, and the ids that end a turn.
 Used by `ponder selftest`; docs/decisions/selftest.md says why these comparisons and no others.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
@@ -87,7 +85,7 @@ def restored(weights: Iterable[Tensor]) -> Iterator[None]:
                 p.copy_(old)
 
 
-def adapters(learner: Learner) -> dict[str, list[Tensor]]:
+def adapters(learner: "Learner") -> dict[str, list[Tensor]]:
     """The parameters of each LoRA adapter by the name of the layer that it sits on; none without LoRA."""
     found: dict[str, list[Tensor]] = {}
     for name, p in learner.policy.named_parameters():
@@ -106,7 +104,7 @@ def add_noise(weights: Iterable[Tensor], size: float, seed: int) -> None:
 
 
 @torch.no_grad()
-def flip_head(learner: Learner, prompt: list[int]) -> None:
+def flip_head(learner: "Learner", prompt: list[int]) -> None:
     """Turn the output head's rows around, but for those of the prompt's tokens."""
     head = learner.policy.get_output_embeddings().weight
     rows = torch.ones(len(head), dtype=torch.bool, device=head.device)
@@ -114,7 +112,7 @@ def flip_head(learner: Learner, prompt: list[int]) -> None:
     head[rows] *= -1
 
 
-def weights_sum(learner: Learner) -> float:
+def weights_sum(learner: "Learner") -> float:
     """A number that moves when any weight does."""
     return float(sum(p.detach().double().sum() for p in learner.policy.parameters()))
 

@@ -5,8 +5,6 @@ attention function. On CUDA in half precision that is torch's varlen_attn, elsew
 on a CPU is as fast as anything that pads (docs/decisions/packing.md has the alternatives and their times).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, cast
 

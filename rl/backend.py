@@ -3,8 +3,6 @@
 The contract that all keep: whoever has just (re)started is pushed to before its first request.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import secrets

@@ -5,12 +5,10 @@ chain, and logprobs[n] scores the token of row n. A *position* is a slot of a pa
 predicted by the position one before its token, named by `MicroBatch.predictors`. Nothing else knows about the shift.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,7 +46,7 @@ class TrainBatch:
         """Every chain's index, 0 to S - 1."""
         return list(range(len(self.token_ids)))
 
-    def to(self, device: torch.device) -> TrainBatch:
+    def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on a device; micro-batches are made where their batch is."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, token_ids=[ids.to(device) for ids in self.token_ids], **moved)

@@ -3,8 +3,6 @@
 `prepare` does what is cheap, so that bad input is refused before anything heavy starts; the rest is built after it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +117,7 @@ def model_context(path: str) -> int:
     return limit
 
 
-def build_learner(config: Config, checkpoint: str | None = None) -> Learner:
+def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
     """Load the policy (of a checkpoint where one is given) and, where the objective needs it, the reference.
 
     What is trained is fp32 whatever is computed and served in: bf16 weights lose small updates. With LoRA the base is

@@ -7,8 +7,6 @@ checkpoints/step-N/   config.json, model.safetensors, tokenizer files   the poli
 trainer/ is a directory of its own since vLLM loads every *.safetensors that it finds beside config.json.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -42,7 +40,7 @@ class Checkpoint:
         with safe_open(self.path / STATE, framework="pt") as file:
             return str(file.metadata()["fingerprint"])
 
-    def learner_state(self) -> dict[str, Tensor]:
+    def learner_state(self) -> "dict[str, Tensor]":
         """What `Learner.state_dict` gave, on the CPU."""
         from safetensors.torch import load_file
 
@@ -54,7 +52,7 @@ def save_checkpoint(
     root: Path,
     step: int,
     save_model: Callable[[Path], None],
-    learner_state: dict[str, Tensor],
+    learner_state: "dict[str, Tensor]",
     fingerprint: str,
     keep: int,
 ) -> None:
@@ -132,7 +130,7 @@ def _prune(root: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_state(directory: Path, learner_state: dict[str, Tensor], fingerprint: str) -> None:
+def _write_state(directory: Path, learner_state: "dict[str, Tensor]", fingerprint: str) -> None:
     from safetensors.torch import save_file
 
     (directory / STATE).parent.mkdir()

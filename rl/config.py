@@ -3,13 +3,11 @@
 A wrong key or value is refused at parse time with one line that names it and the fix.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
@@ -108,7 +106,7 @@ class RolloutConfig(Section):
     """Deadline of one sampling request, seconds."""
 
     @model_validator(mode="after")
-    def _full_distribution(self) -> RolloutConfig:
+    def _full_distribution(self) -> Self:
         for name, field in RolloutConfig.model_fields.items():
             value, neutral = getattr(self, name), field.default
             if field.description == REFUSED and value != neutral:
@@ -267,7 +265,7 @@ class Config(Section):
     hardware: HardwareConfig = HardwareConfig()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _fits_together(self) -> Self:
         rollout, budget, nodes, minibatches = self.rollout, self.budget, self.hardware.nodes, self.train.minibatches
         placed = rollout.colocate or rollout.gpus
         if rollout.group_size < 2:

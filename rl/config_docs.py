@@ -1,7 +1,5 @@
 """docs/configuration.md, written from the configuration's own fields so that it can't drift."""
 
-from __future__ import annotations
-
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 

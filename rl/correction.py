@@ -1,7 +1,5 @@
 """Weights for the gap between the policy that sampled a token and the learner's copy of it (old / sampler)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

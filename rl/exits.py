@@ -1,7 +1,5 @@
 """Exit codes, in one place: 0 done, 1 a check did not hold, 2 bad input, 3 stopped by a fault, 128 + signal."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os
@@ -9,7 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rewards.errors import BadInput, Fault
 
@@ -41,7 +39,7 @@ class StopSignal:
         self.signum: int | None = None
         self._asked = asyncio.Event()
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._before = {signum: signal.signal(signum, self._on_signal) for signum in DEFAULTS}
         return self

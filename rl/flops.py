@@ -5,11 +5,9 @@ tokens look at L (L + 1) / 2 pairs. Left out: norms, rotary embeddings, softmax 
 together from a width of about 512 on).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -30,7 +28,7 @@ class ModelShape:
     frozen_head: bool = False
 
     @classmethod
-    def of(cls, model: Any) -> ModelShape:
+    def of(cls, model: Any) -> Self:
         """The shape of a transformers causal language model, as it would train now."""
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
@@ -47,7 +45,7 @@ class ModelShape:
         )
 
     @property
-    def served(self) -> ModelShape:
+    def served(self) -> Self:
         """The model that samples: what adapters add is merged into the layers they sit on."""
         return replace(self, adapters=0)
 

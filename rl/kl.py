@@ -3,8 +3,6 @@
 Schulman, "Approximating KL divergence" (2020): k1 unbiased, k2 low variance and biased, k3 unbiased and never negative.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

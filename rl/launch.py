@@ -1,7 +1,5 @@
 """Start or resume a run: checks first, then the heavy parts, then the loop, then everything reaped."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -88,7 +86,7 @@ async def _run(
     print(f"report: {build_report(run.path)}")
 
 
-async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None, progress: RunProgress) -> Learner:
+async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None, progress: RunProgress) -> "Learner":
     """Start what samples, and load the model beside it."""
     starting = asyncio.create_task(backend.start(progress.waiting))
     try:

@@ -3,8 +3,6 @@
 Three policies: the *sampler* made the tokens, *old* is this model at the start of the batch, *current* is it now.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

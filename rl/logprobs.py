@@ -1,7 +1,5 @@
 """Log-probabilities of given tokens, the only place where the learner divides logits by the temperature."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

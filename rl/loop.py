@@ -3,8 +3,6 @@
 What is saved at the end of step n is all that step n + 1 needs; whatever a crash cuts off is done again on --resume.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,7 +51,7 @@ class Trainer:
         run: RunDir,
         backend: Backend,
         pool: RewardPool,
-        learner: Learner,
+        learner: "Learner",
         progress: RunProgress,
         stop: StopSignal,
         replay: Path | None = None,

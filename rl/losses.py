@@ -4,8 +4,6 @@ Nothing here divides by a size of the micro-batch: denominators come from outsid
 that the way a minibatch is cut into micro-batches can't change the gradient.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

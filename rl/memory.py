@@ -4,13 +4,11 @@ Parameters, optimizer and KV cache are exact; activations are what torch was see
 Llama layer; the rest is rounded up from sources.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rewards.errors import BadInput
 from rl.config import Config
@@ -52,7 +50,7 @@ class Shapes:
     head_norms: bool = False  # queries and keys are normalised (Qwen3)
 
     @classmethod
-    def of(cls, config: Config) -> Shapes:
+    def of(cls, config: Config) -> Self:
         """Of a configuration's model and adapters. Raises BadInput where the shapes are nowhere to be found."""
         from rl.model import adapted_layers
 

@@ -4,8 +4,6 @@ With LoRA (Hu et al. 2021) the adapters lie on the layers of a plain transformer
 else has to know: what trains is what has `requires_grad`, and what is pushed or saved is merged by `rl.sync`.
 """
 
-from __future__ import annotations
-
 import copy
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`--dry-run`: check everything that can be checked without starting anything, and say what would run, and where."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, cast

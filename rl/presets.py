@@ -1,7 +1,5 @@
 """Algorithms as data: a name stands for a row of choices, and nothing else in the code asks for the name."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from rewards.errors import BadInput

@@ -1,7 +1,5 @@
 """A run directory: its files, its lock, and what may be started in it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ that repeats; before and after a push, and for a change that is not pushed (whic
 learning rate 0, and the stop ids. The pattern of what differs names the cause: docs/decisions/selftest.md.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -101,7 +99,7 @@ async def _run(setup: Setup, run: RunDir) -> Report:
 class Selftest:
     """Every check against a back end that runs. The learner's weights, and the sampler's, end as the learner's were."""
 
-    def __init__(self, setup: Setup, backend: Backend, learner: Learner) -> None:
+    def __init__(self, setup: Setup, backend: Backend, learner: "Learner") -> None:
         self.setup, self.backend, self.learner = setup, backend, learner
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.bound = agreement.parity_bound(setup.config)

@@ -1,7 +1,5 @@
 """`ponder serve`: the rollout server alone, for a learner elsewhere on this host."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import secrets

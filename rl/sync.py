@@ -1,7 +1,5 @@
 """The push: new weights from the learner to the sampler."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """`ponder train` and `accelerate launch -m rl.train CONFIG [key.sub=value …]`: parse, build, call."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import MutableMapping

@@ -1,7 +1,5 @@
 """Thinking budgets: a cap on sampled thinking, the forced close, many caps cut from one long chain, extension."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

@@ -3,8 +3,6 @@
 Whatever intervenes appends ids and samples on from the whole list; nothing is ever re-tokenised.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 One client, its sockets and everything that calls it belong to one event loop.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -4,15 +4,13 @@ Training and evaluation ask alike. Where there are several thinking budgets, the
 largest; smaller ones cut it and sample the answers anew, so that they are paired.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from rewards.errors import BadInput
 from rewards.types import Extras, Problem, Score
@@ -52,7 +50,7 @@ class Plan:
     answer: int  # of these, behind a capped thinking; all that a direct prompt gets
     seed: int
 
-    def of(self, style: Style) -> Plan:
+    def of(self, style: Style) -> Self:
         """The plan for one prompt style: a direct prompt has no thinking to cap."""
         if style != "direct":
             return self

@@ -1,7 +1,5 @@
 """The control plane of a vLLM server: health, pause and resume, weight updates, the version label."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

@@ -1,7 +1,5 @@
 """An evaluation's chains on disk as they come, so that one that was killed goes on where it was."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

@@ -1,7 +1,5 @@
 """Sample + score -> evaluation cells with intervals: torch-free, works against any Sampler."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

@@ -1,13 +1,11 @@
 """Problems become ids, chains become text: chat templates, think tags, stop ids, direct and chain prompts."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from rewards.answer import CLOSE, OPEN, after_thinking
 from rewards.errors import BadInput
@@ -75,7 +73,7 @@ class Template:
             self.open_ids, self.close_ids = self._checked_ids(f"{OPEN}\n"), self._checked_ids(f"\n{CLOSE}\n")
 
     @classmethod
-    def load(cls, path: str | Path, *, think: bool, system_prompt: str | None = None) -> Template:
+    def load(cls, path: str | Path, *, think: bool, system_prompt: str | None = None) -> Self:
         """The template of a model directory, with all of its stop ids. Raises BadInput."""
         tokenizer = load_tokenizer(path)
         config, generation = (read_json(Path(path) / name) for name in ("config.json", "generation_config.json"))

@@ -1,7 +1,5 @@
 """The bounded queue between rollout and learner; its capacity is the staleness that is allowed."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar

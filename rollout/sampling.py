@@ -1,7 +1,5 @@
 """Every sampling field, explicit, in one place: no default of a server or of a generation_config ever applies."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 `zstdcat samples.jsonl.zst` shows it. A frame that was cut off while it was written is as if it had never begun.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

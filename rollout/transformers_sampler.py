@@ -4,8 +4,6 @@ What makes it so: requests of one moment are batched in order of arrival and len
 generator of its own, and one thread runs one batch at a time.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

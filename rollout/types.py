@@ -3,11 +3,9 @@
 T = tokens of one chain, prompt included. Ids go in and come out as ids: text is never re-tokenised.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias
 
 from rewards.types import Problem, Score
 from rollout.sampling import SamplingParams
@@ -68,7 +66,7 @@ class Chain:
             out[start:] = [version] * (len(out) - start)
         return [version if sampled else -1 for version, sampled in zip(out, self.sampled, strict=True)]
 
-    def with_score(self, score: Score) -> Chain:
+    def with_score(self, score: Score) -> Self:
         """The same chain, scored."""
         return replace(self, score=score)
 

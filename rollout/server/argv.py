@@ -1,7 +1,5 @@
 """From a specification to vLLM's command line: pure, so that golden files can pin it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

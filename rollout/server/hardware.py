@@ -1,7 +1,5 @@
 """What this machine offers, asked without torch: cores, memory, NVIDIA GPUs."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

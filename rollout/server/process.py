@@ -1,7 +1,5 @@
 """Start a vLLM server below a supervisor, wait until it answers, watch it, end it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib.metadata
@@ -18,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -79,7 +77,7 @@ class ServerProcess:
         timeout: float = 600.0,
         on_wait: Callable[[float, str], None] | None = None,
         argv: Sequence[str] | None = None,
-    ) -> ServerProcess:
+    ) -> Self:
         """Start a server and wait for its /health.
 
         `owned_dirs` are made here and removed when the server is stopped or this process dies. `on_wait` gets the

@@ -11,8 +11,6 @@ On stdout: the server's pid, then `exit STATUS` when the server is dead. Termina
 trainer saves first and then closes the pipe.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -46,7 +44,7 @@ def main() -> None:
         shutil.rmtree(flag.removeprefix("--owned="), ignore_errors=True)
 
 
-def _watch(family: Family, trainer_gone: list[int]) -> None:
+def _watch(family: "Family", trainer_gone: list[int]) -> None:
     """Return when the trainer is gone and the family too; end the family as soon as the server is dead."""
     server_fd = os.pidfd_open(family.server.pid)
     started = time.monotonic() + STARTING

@@ -4,8 +4,6 @@ vLLM loads it in each of its processes by the entry point `vllm.general_plugins`
 is already loaded there (3 ms), the model code follows with the first update.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from dataclasses import dataclass
