@@ -57,7 +57,6 @@ def diagnose(gaps: Gaps, bound: float) -> str | None:
 
 
 def explain(cause: str, gaps: Gaps) -> str:
-    """A cause in words, with its figure."""
     return CAUSES[cause].format(**{kind: worst(each) for kind, each in gaps.items()})
 
 

@@ -28,7 +28,6 @@ class VarlenPlan:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest chain."""
         return max(self.lengths)
 
 

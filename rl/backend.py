@@ -85,7 +85,6 @@ class ServedBackend(Backend):
         self.sampler.version = version
 
     async def aclose(self) -> None:
-        """Close sockets."""
         if self.controls:
             await self.sampler.aclose()
         for control in self.controls:
@@ -138,7 +137,6 @@ class VllmBackend(ServedBackend):
         await self.start()
 
     async def aclose(self) -> None:
-        """Stop the server and remove the sync directory."""
         await super().aclose()
         if self.process is not None:
             await self.process.stop()
@@ -156,7 +154,6 @@ class RemoteBackend(ServedBackend):
         self.connect(config, self.urls, key, context, check_sync_dir(config.sync.dir))
 
     async def check(self) -> None:
-        """See that every server answers and takes our key."""
         for control in self.controls:
             try:
                 await control.health()
@@ -192,11 +189,9 @@ class LocalBackend(Backend):
         self.sampler: TransformersSampler = TransformersSampler(model, context=context, pad_id=pad_id)
 
     async def push(self, source: WeightSource, version: int) -> None:
-        """Copy the weights into the sampler's own model."""
         self.sampler.load(source.tensors(), version)
 
     async def aclose(self) -> None:
-        """End the sampler's thread."""
         await self.sampler.aclose()
 
 

@@ -43,7 +43,6 @@ class TrainBatch:
 
     @property
     def sequences(self) -> list[int]:
-        """Every chain's index, 0 to S - 1."""
         return list(range(len(self.token_ids)))
 
     def to(self, device: torch.device) -> Self:

@@ -52,12 +52,10 @@ class Setup:
         return problem.reward or self.task.reward if self.config.reward is None else self.config.reward
 
     def reward_specs(self) -> list[Any]:
-        """Every reward that this run may use."""
         return [self.config.reward] if self.config.reward is not None else self.task.rewards
 
     @property
     def plan(self) -> Plan:
-        """How a step asks each of its problems."""
         rollout, budget = self.config.rollout, self.config.budget
         caps = (budget.think,)
         return Plan(rollout.group_size, rollout.temperature, caps, rollout.max_tokens, budget.answer, self.config.seed)

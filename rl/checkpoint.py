@@ -34,7 +34,6 @@ class Checkpoint:
     step: int
 
     def fingerprint(self) -> str:
-        """The fingerprint of the task that it was trained on."""
         from safetensors import safe_open
 
         with safe_open(self.path / STATE, framework="pt") as file:
@@ -150,7 +149,6 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """fsync a file or a directory."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -285,7 +285,6 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of this run."""
         return Path(self.run.dir) / self.run.name
 
     @property

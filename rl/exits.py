@@ -49,7 +49,6 @@ class StopSignal:
             signal.signal(signum, handler)
 
     def check(self) -> None:
-        """Raise Stopped where a stop was asked for."""
         if self.signum is not None:
             raise Stopped(self.signum)
 

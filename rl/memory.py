@@ -75,7 +75,6 @@ class Place:
 
     @property
     def needed(self) -> float:
-        """Bytes of all items."""
         return sum(self.items.values())
 
 

@@ -52,7 +52,6 @@ class ByteCount:
 
 
 def _work(setup: Setup, local: bool) -> list[tuple[str, str, str]]:
-    """What would be done."""
     config, shapes = setup.config, Shapes.of(setup.config)
     rollout, train, lora = config.rollout, config.train, config.model.lora
     chains, size = rollout.problems * rollout.group_size, setup.task.size("train")

@@ -60,7 +60,6 @@ class RunDir:
         self.write_config(config)
 
     def write_config(self, config: Config) -> None:
-        """Keep the resolved configuration."""
         write_atomic(self.config, dump_config(config))
 
 

@@ -1,8 +1,6 @@
 """`ponder selftest`: proof, on the user's own model, that server and learner compute the same thing.
 
-Log-probabilities are compared on decoded tokens at two temperatures, on short prompts, new long ones and a long one
-that repeats; before and after a push, and for a change that is not pushed (which must be seen). Then two steps at
-learning rate 0, and the stop ids. The pattern of what differs names the cause: docs/decisions/selftest.md.
+What is compared, and how the pattern of what differs names the cause: docs/decisions/selftest.md.
 """
 
 import asyncio
@@ -110,7 +108,6 @@ class Selftest:
         self.report = Report()
 
     async def run(self) -> Report:
-        """All of them."""
         await self.check_pushes()
         await self.check_modules()
         await self.check_steps()
@@ -118,7 +115,6 @@ class Selftest:
         return self.report
 
     async def push(self) -> None:
-        """Push the learner's weights under the next version."""
         self.version += 1
         await self.backend.push(self.source, self.version)
 
@@ -275,7 +271,6 @@ class EveryOther:
     """A scorer that gives every other chain of a group a 1: the ratio is looked at whatever the task's rewards say."""
 
     async def score(self, chain_id: str, response: str, problem: Problem, *rest: Any) -> Score:
-        """1 for odd k."""
         odd = int(chain_id.rsplit("/", 1)[-1]) % 2 == 1
         return Score(float(odd), odd, "ok" if odd else "wrong", id=chain_id)
 

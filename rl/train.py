@@ -69,7 +69,6 @@ def check_world(env: MutableMapping[str, str]) -> None:
 
 
 def main() -> None:
-    """Entry point of `python -m rl.train`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(epilog=EPILOG)(train)
     sys.exit(run_command(lambda: app(standalone_mode=False)))

@@ -30,7 +30,6 @@ class ServerControl:
         )
 
     async def health(self) -> None:
-        """Return when the server and its engine answer."""
         await self._call("GET", "/health")
 
     async def init_transfer(self, info: dict[str, Any]) -> None:
@@ -45,7 +44,6 @@ class ServerControl:
         await self._call("POST", "/resume")
 
     async def start_update(self) -> None:
-        """Open a weight update."""
         await self._call("POST", "/start_weight_update")
 
     async def update(self, payload: dict[str, Any]) -> None:

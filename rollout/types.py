@@ -67,7 +67,6 @@ class Chain:
         return [version if sampled else -1 for version, sampled in zip(out, self.sampled, strict=True)]
 
     def with_score(self, score: Score) -> Self:
-        """The same chain, scored."""
         return replace(self, score=score)
 
 
@@ -89,5 +88,4 @@ class Sampler(Protocol):
         """Sample one completion. Raises BadInput for a prompt that is empty or does not fit the context,
         rollout.client.ServerDown where the sampler can't answer any more."""
 
-    async def aclose(self) -> None:
-        """Release sockets, threads and tasks."""
+    async def aclose(self) -> None: ...

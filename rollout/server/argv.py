@@ -9,9 +9,7 @@ from rollout.server.hardware import Hardware
 
 PREFILL_TOKENS = 8192  # prompt tokens that one engine step may take in, on a CPU
 
-# OpenMP's threads wait for each other by spinning, by default for a third of a million turns: with a neighbour on the
-# same cores they burn the time that others need. Measured on the learner, two cores, alternating, medians of six steps:
-# 5,700 against 3,800 tokens/s beside one busy process, 13,400 against 13,900 on a quiet machine.
+# OpenMP's threads wait for each other by spinning, by default so long that they burn a neighbour's time.
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "3000"
 
 # What a server may see of its launcher's environment. A list of what is allowed, since every launcher has variables of

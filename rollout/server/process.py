@@ -101,7 +101,6 @@ class ServerProcess:
         return server
 
     def alive(self) -> bool:
-        """Whether the listening process and its supervisor both run."""
         return self.exit_reason() is None
 
     def exit_reason(self) -> str | None:

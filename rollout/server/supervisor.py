@@ -2,13 +2,8 @@
 
 usage: supervisor.py [--owned=DIRECTORY …] -- COMMAND …
 
-kill -9 runs no handler, and vLLM's engine outlives its API server. So this small process (standard library only, run as
-a file) leads a session of its own, adopts every orphan below it, and watches the trainer's end of a pipe, the trainer
-itself and the server. When the server dies it ends the server's family; when the trainer is gone or closes the pipe it
-also removes the directories it was given, and exits.
-
-On stdout: the server's pid, then `exit STATUS` when the server is dead. Terminal signals do not reach it: at Ctrl-C the
-trainer saves first and then closes the pipe.
+On stdout: the server's pid, then `exit STATUS` when it is dead, and all that it started with it. When the trainer is
+gone or closes the pipe, the directories go, too. Why it is as it is: docs/decisions/server-process.md.
 """
 
 import contextlib

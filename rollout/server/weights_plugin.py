@@ -1,7 +1,6 @@
 """vLLM plugin: the weight-transfer back end `ponder_file`, which reads a safetensors file both sides see.
 
-vLLM loads it in each of its processes by the entry point `vllm.general_plugins`; what it imports at module top
-is already loaded there (3 ms), the model code follows with the first update.
+What it imports at module top is loaded already where vLLM calls its entry point; model code follows with an update.
 """
 
 import contextlib
@@ -80,11 +79,7 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
 
 
 def refresh_heads(model: torch.nn.Module) -> None:
-    """Rebuild what every embedding and output head computes with, tied or not.
-
-    On a CPU the head multiplies by a prepacked copy of its weight, which vLLM's reload leaves as it was:
-    log-probabilities were then 0.4 to 1.0 nats off.
-    """
+    """Rebuild what embeddings and heads, tied or not, compute with: on a CPU prepacked copies that a reload leaves."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     for module in model.modules():
