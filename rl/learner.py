@@ -151,11 +151,9 @@ class Learner:
 
     def score_logprobs(self, chains: Sequence[Chain], temperature: float | None = None) -> list[Tensor]:
         """The policy's logprobs of each chain's sampled tokens, [n] on the CPU, at the run's temperature or another."""
-        batch = flatten(chains, version=0).to(self.accelerator.device)
-        logprobs = torch.zeros(len(batch.targets), device=self.accelerator.device)
-        self._write_scores(self.policy, batch, batch.sequences, logprobs, torch.empty_like(logprobs), temperature)
-        counts = torch.tensor(batch.row_bounds).diff().tolist()
-        return list(torch.split(logprobs.cpu(), counts))
+        state = self.prepare(flatten(chains, version=0))
+        self._write_scores(self.policy, state.batch, state.batch.sequences, state.old, state.entropy, temperature)
+        return list(torch.split(state.old.cpu(), torch.tensor(state.batch.row_bounds).diff().tolist()))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""

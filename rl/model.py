@@ -52,7 +52,15 @@ def load_policy(
     varlen.register()
     loaded = has_weights(path) and not fresh
     if loaded:
-        model = _load_weights(path, config, getattr(torch, dtype), attention)
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True,
+                local_files_only=True, output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise BadInput(f"the weights in {path} can't be loaded: {one_line(str(error))}") from None
+        if lost := sorted(info["missing_keys"]):
+            raise BadInput(f"the weights in {path} lack {len(lost)} tensors, the first is {lost[0]}; save them again")
     else:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -211,19 +219,6 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
     if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
         raise BadInput(f"{directory} holds other adapters than model.lora asks for; resume with the run's own settings")
     set_peft_model_state_dict(model, tensors)
-
-
-def _load_weights(path: Path, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-            local_files_only=True, output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise BadInput(f"the weights in {path} can't be loaded: {one_line(str(error))}") from None
-    if missing := sorted(info["missing_keys"]):
-        raise BadInput(f"the weights in {path} lack {len(missing)} tensors, the first is {missing[0]}; save them again")
-    return model
 
 
 @torch.no_grad()

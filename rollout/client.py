@@ -4,7 +4,6 @@ One client, its sockets and everything that calls it belong to one event loop.
 """
 
 import asyncio
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ import tenacity
 from rewards.errors import BadInput, Fault
 from rollout.sampling import SamplingParams
 from rollout.types import Completion
-
-logger = logging.getLogger(__name__)
 
 ROUTE = "/inference/v1/generate"  # unlike /v1/completions it labels the tokens with the version of the weights
 CLAMPED = -9999.0  # what vLLM answers for a log-probability that is -inf or NaN
@@ -88,7 +85,6 @@ class VllmClient:
                     retry=tenacity.retry_if_exception_type(ServerDown),
                     wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
                     stop=tenacity.stop_after_attempt(1 + self.retries),
-                    before_sleep=tenacity.before_sleep_log(logger, logging.DEBUG),
                     reraise=True,
                 ):
                     url = min(self._urls, key=lambda u: (failures[u], self._outstanding[u]))

@@ -26,17 +26,9 @@ EVAL_STEP = 0  # of an evaluation's request seeds and groups: training steps cou
 
 
 class Scorer(Protocol):
-    """What judges responses: rewards.pool.RewardPool, or a fake."""
+    """What judges responses as `rewards.pool.RewardPool.score` does: itself, what measures it, or a fake."""
 
-    async def score(
-        self,
-        chain_id: str,
-        response: str,
-        problem: Problem,
-        spec: Any,
-        truncated: bool = False,
-        extras: Extras | None = None,
-    ) -> Score: ...
+    async def score(self, *args: Any, **kwargs: Any) -> Score: ...
 
 
 @dataclass(frozen=True)

@@ -156,15 +156,8 @@ class TransformersSampler:
         mask = pad_sequence(masks, batch_first=True, padding_side="left")
         while True:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            logits = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]  # [B, V]
-            tokens = sample_rows(logits, rows)
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+            tokens = sample_rows(self._model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1], rows)
             going = [b for b, row in enumerate(rows) if row.going]
             if not going:
                 return
@@ -200,32 +193,23 @@ def processed_logprobs(logits: Tensor, rows: list[_Row]) -> Tensor:
 
     Its order of steps too: penalties, temperature (1 where it is 0: greedy takes the argmax), min_p, top_k, top_p.
     """
-    shaped = [b for b, row in enumerate(rows) if not row.params.plain]
-    for b in shaped:
-        logits[b] = _penalized(logits[b], rows[b])
     temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
-    logits = logits / temperatures[:, None]
-    for b in shaped:
-        logits[b] = _truncated(logits[b], rows[b].params)
-    return logits.log_softmax(-1)
+    scaled = logits / temperatures[:, None]
+    for b, row in enumerate(rows):
+        if not row.params.plain:
+            scaled[b] = _shaped(logits[b], row)
+    return scaled.log_softmax(-1)
 
 
-def _penalized(logits: Tensor, row: _Row) -> Tensor:
-    """Repetition penalty over prompt and completion, presence and frequency over the completion; logits [V]."""
-    params = row.params
-    seen = torch.tensor([row.prompt + row.token_ids], device=logits.device)
-    logits = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[None])[0]
+def _shaped(logits: Tensor, row: _Row) -> Tensor:
+    """One row [V] with its penalties (repetition over prompt and completion, the others over the completion), tempered
+    and cut off (-inf) by min_p, top_k and top_p."""
+    params, seen = row.params, torch.tensor([row.prompt + row.token_ids], device=logits.device)
+    scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[None])
     counts = torch.bincount(seen[0, len(row.prompt) :], minlength=logits.numel())
-    return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
-
-
-def _truncated(logits: Tensor, params: SamplingParams) -> Tensor:
-    """min_p, top_k, top_p on tempered logits [V]; what is cut off becomes -inf."""
-    if params.temperature == 0:  # the argmax survives every one of them
-        return logits
-    scores = MinPLogitsWarper(params.min_p)(None, logits[None])
-    if params.top_k > 0:
-        scores = TopKLogitsWarper(params.top_k)(None, scores)
-    if params.top_p < 1:
-        scores = TopPLogitsWarper(params.top_p)(None, scores)
-    return scores[0]
+    scores = scores - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+    if params.temperature == 0:  # the argmax survives every cut
+        return scores[0]
+    scores = MinPLogitsWarper(params.min_p)(None, scores / params.temperature)
+    scores = TopKLogitsWarper(params.top_k)(None, scores) if params.top_k > 0 else scores
+    return (TopPLogitsWarper(params.top_p)(None, scores) if params.top_p < 1 else scores)[0]
