@@ -73,19 +73,15 @@ def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> T
 
     Chains without a reward (error, skipped) leave; a group with fewer than two left is dropped, its chains are counted.
     """
-    kept: list[Chain] = []
-    rewards: list[float] = []
-    group_ids: list[int] = []
-    dropped = 0
+    dropped, kept = 0, []
     for group_id, group in enumerate(groups):
-        scored = [(c, c.score.value) for c in group.chains if c.score is not None and c.score.value is not None]
+        scored = [(c, c.score.value, group_id) for c in group.chains if c.score and c.score.value is not None]
         if len(scored) < 2:
             dropped += len(scored)
-            continue
-        kept += [chain for chain, _ in scored]
-        rewards += [value for _, value in scored]
-        group_ids += [group_id] * len(scored)
-    batch = flatten(kept, version, group_ids)
+        else:
+            kept += scored
+    rewards, group_ids = [reward for _, reward, _ in kept], [group_id for *_, group_id in kept]
+    batch = flatten([chain for chain, *_ in kept], version, group_ids)
     advantages = estimate(torch.tensor(rewards, dtype=torch.float64), torch.tensor(group_ids, dtype=torch.long))
     with_signal = {g for g, a in zip(group_ids, advantages.tolist(), strict=True) if a != 0.0}
     return replace(batch, advantages=advantages.float(), dropped=dropped, no_variance=len(set(group_ids) - with_signal))

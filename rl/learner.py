@@ -6,6 +6,7 @@ Three policies: the *sampler* made the tokens, *old* is this model at the start 
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,19 +42,6 @@ MAX_NONFINITE = 3
 """Optimizer steps in a row with a loss or gradient that isn't finite, after which the run stops."""
 
 
-class Tally(dict[str, Any]):
-    """Sums over a step's micro-batches by name; divided only when the step is over."""
-
-    def add(self, **values: Tensor | float) -> None:
-        """Add to the named sums; tensors stay on their device."""
-        for name, value in values.items():
-            self[name] = self.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
-
-    def mean(self, name: str, by: str = "tokens") -> float:
-        """One sum over another, NaN over nothing."""
-        return float(self.get(name, 0.0)) / float(self[by]) if self.get(by) else math.nan
-
-
 @dataclass
 class StepState:
     """One step's batch and what is known of its rows, [N] each."""
@@ -64,7 +52,11 @@ class StepState:
     entropy: Tensor  # of the same weights, nats
     ref: Tensor | None  # logprobs of the reference
     ratio_max: float = 0.0  # the largest current / old that a trained token had
-    tally: Tally = field(default_factory=Tally)
+    tally: Any = field(default_factory=Counter)  # sums over micro-batches by name, tensors on their device
+
+    def mean(self, name: str, by: str = "tokens") -> float:
+        """One sum of the tally over another, NaN over nothing."""
+        return float(self.tally[name]) / float(self.tally[by]) if self.tally[by] else math.nan
 
     def has_signal(self, part: Sequence[int]) -> bool:
         """Whether some chains can move the weights: a KL term, or an advantage that is not zero."""
@@ -198,7 +190,7 @@ class Learner:
             self.accelerator.backward(loss)
             total = total + loss.detach()
             recomputes = self.train.gradient_checkpointing
-            state.tally.add(flops=training_flops(self.shape, micro.lengths, len(micro.rows), recomputes))
+            state.tally.update(flops=training_flops(self.shape, micro.lengths, len(micro.rows), recomputes))
         return float(total)
 
     def _loss(self, state: StepState, micro: MicroBatch, logprobs: Tensor, denominator: float) -> Tensor:
@@ -210,13 +202,13 @@ class Learner:
         correction = CORRECTIONS[wanted.correction](old, state.batch.sampler_logprobs[rows])
         weighted = outputs.token_losses * correction.weights
         policy_loss = aggregate(weighted, mask, sequence_ids, wanted.aggregation, denominator)
-        tally.add(loss=policy_loss, **diagnose(outputs, mask))
-        tally.add(**{f"correction/{name}": value for name, value in correction.metrics.items()})
+        tally.update(loss=policy_loss.detach(), **diagnose(outputs, mask))
+        tally.update({f"correction/{name}": value for name, value in correction.metrics.items()})
         state.ratio_max = max(state.ratio_max, float(masked(outputs.log_ratio.exp(), mask).max()))
         if state.ref is None:
             return policy_loss
         kl = k3(logprobs, state.ref[rows])
-        tally.add(kl=masked(kl, mask).sum())
+        tally.update(kl=masked(kl, mask).sum().detach())
         return policy_loss + wanted.kl_weight * aggregate(kl, mask, sequence_ids, wanted.aggregation, denominator)
 
     def _update(self, state: StepState, part: Sequence[int], check: Check | None) -> None:
@@ -225,7 +217,7 @@ class Learner:
         A `check` means that this is the first one: its logprobs become the old ones, and the mismatch is known.
         """
         if not state.has_signal(part):
-            state.tally.add(no_signal=1)  # AdamW's momentum would move the weights even on a zero gradient
+            state.tally.update(no_signal=1)  # AdamW's momentum would move the weights even on a zero gradient
             return
         try:
             loss = self.accumulate(state, part, fill_old=check is not None)
@@ -236,12 +228,12 @@ class Learner:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.learning_rate(self.updates_due)
                 self.optimizer.step()
-                state.tally.add(done=1, grad_norm=norm)
+                state.tally.update(done=1, grad_norm=norm)
                 self.nonfinite_in_a_row = 0
                 return
         finally:
             self.optimizer.zero_grad()
-        state.tally.add(nonfinite=1)
+        state.tally.update(nonfinite=1)
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= MAX_NONFINITE:
             raise Fault(
@@ -252,10 +244,10 @@ class Learner:
     def _score(self, state: StepState, sequences: Sequence[int]) -> None:
         """Old logprobs of some chains and, where there is a reference, its logprobs of all."""
         batch = state.batch
-        state.tally.add(flops=self._write_scores(self.policy, batch, sequences, state.old, state.entropy))
+        state.tally.update(flops=self._write_scores(self.policy, batch, sequences, state.old, state.entropy))
         if self.reference is not None and state.ref is not None:
             entropy = torch.empty_like(state.ref)
-            state.tally.add(flops=self._write_scores(self.reference, batch, batch.sequences, state.ref, entropy))
+            state.tally.update(flops=self._write_scores(self.reference, batch, batch.sequences, state.ref, entropy))
 
     @torch.no_grad()
     def _write_scores(
@@ -281,19 +273,19 @@ class Learner:
             return policy_logprobs(model, micro, batch.targets[micro.rows], temperature or self.temperature)
 
     def _stats(self, state: StepState, seconds: float) -> StepStats:
-        tally, batch = state.tally, state.batch
-        flops = tally.get("flops", 0.0)
+        tally, mean, batch = state.tally, state.mean, state.batch
+        flops = float(tally["flops"])
         return {
-            "loss/policy": tally.mean("loss", by="done"),
-            "kl/ref": tally.mean("kl") if self.reference is not None else 0.0,
-            "approx_kl": tally.mean("approx_kl"),
-            "clip_fraction": tally.mean("clipped"),
+            "loss/policy": mean("loss", by="done"),
+            "kl/ref": mean("kl") if self.reference is not None else 0.0,
+            "approx_kl": mean("approx_kl"),
+            "clip_fraction": mean("clipped"),
             "entropy": float(state.entropy.nanmean()),
-            "grad_norm": tally.mean("grad_norm", by="done"),
+            "grad_norm": mean("grad_norm", by="done"),
             "learning_rate": self.learning_rate(self.updates_due - 1),
             "ratio/max": state.ratio_max if "tokens" in tally else math.nan,
             **mismatch(state),
-            **{name: tally.mean(name) for name in tally if name.startswith("correction/")},
+            **{name: mean(name) for name in tally if name.startswith("correction/")},
             "staleness": float(batch.ages.double().mean()),
             "tokens/trained": int(state.mask.sum()),
             "flops/train": flops,
@@ -302,7 +294,7 @@ class Learner:
             "mfu": flops / seconds / self.peak_gflops / 1e9,
             "samples/dropped": batch.dropped,
             "groups/no_variance": batch.no_variance,
-            **{f"updates/{name}": tally.get(name, 0.0) for name in ("done", "no_signal", "nonfinite")},
+            **{f"updates/{name}": float(tally[name]) for name in ("done", "no_signal", "nonfinite")},
         }
 
 

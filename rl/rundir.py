@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rewards.errors import BadInput
-from rl.config import Config, dump_config, parse_config, read_yaml
+from rl.config import Config, dump_config, load_config
 
 
 class RunDir:
@@ -68,7 +68,7 @@ def open_run(path: Path) -> tuple[RunDir, Config]:
     run = RunDir(path)
     if not run.config.is_file():
         raise BadInput(f"{path} is not a run directory (no config.yaml in it)")
-    return run, parse_config(read_yaml(run.config), str(run.config))
+    return run, load_config(run.config)
 
 
 def write_atomic(path: Path, text: str) -> None:

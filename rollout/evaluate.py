@@ -32,7 +32,7 @@ async def evaluate(
     split: str,
     ks: Sequence[int] | None = None,
     style: Style = "cot",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[dict[str, Any]], list[Group]]:
     """Cells for each task and budget (in the plan's order), and the groups at the largest budget (None above all).
 
@@ -42,13 +42,8 @@ async def evaluate(
     """
     plan, template = examiner.plan.of(style), examiner.template
     plan.check(template)
-    done = itertools.count(1)
-
-    def on_chain() -> None:
-        if on_progress is not None:
-            on_progress(next(done), len(problems) * plan.samples)
-
-    groups = await collect(problems, examiner, style, on_chain)
+    done, total = itertools.count(1), len(problems) * plan.samples
+    groups = await collect(problems, examiner, style, lambda: on_progress(next(done), total))
     cells = make_cells(groups, plan, task_of, text_of=template.response_text, ks=ks, model=model, split=split)
     return cells, [at_budget(group, plan.descending[0]) for group in groups]
 
