@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from rewards.errors import BadInput
 from rewards.tasks.anatomy import chain_traits
 from rewards.types import STATUSES
 from rollout.types import Chain, Group
@@ -28,29 +29,29 @@ class MetricsLog:
     """Appends rows and keeps the running totals."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.totals = dict.fromkeys(TOTALS, 0.0)
-        for row in read_metrics(path):
-            self._add(row)
+        self.path, self.last = path, (read_metrics(path) or [{}])[-1]
 
     def append(self, row: Row) -> Row:
-        """Write one step's row with its totals, on disk before this returns; returns what was written."""
-        self._add(row)
-        full = {k: _finite(v) for k, v in row.items()} | {f"total/{k}": v for k, v in self.totals.items()}
+        """Write one step's row with its totals, on disk before this returns; returns what was written.
+
+        NaN and infinity become null: JSON has neither, and a reader should see that there is no number.
+        """
+        self.last = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()} | {
+            f"total/{k}": self.last.get(f"total/{k}", 0.0) + (row.get(k) or 0.0) for k in TOTALS
+        }
         with self.path.open("a") as file:
-            file.write(json.dumps(full, allow_nan=False) + "\n")
+            file.write(json.dumps(self.last, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        return full
-
-    def _add(self, row: Row) -> None:
-        for name in TOTALS:
-            self.totals[name] += row.get(name) or 0.0
+        return self.last
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """All whole rows of a metrics file, [] where there is none; a line cut by a crash is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    """All whole rows of a metrics file, [] where there is none; a line cut by a crash is left out. Raises BadInput."""
+    try:
+        return [json.loads(line) for line in _whole_lines(path)]
+    except ValueError as error:
+        raise BadInput(f"{path} is broken: a line is not JSON ({error}); give it as the run wrote it") from None
 
 
 def truncate_metrics(path: Path, last_step: int) -> None:
@@ -109,8 +110,3 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def _mean(values: list[float] | list[int]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity become null: JSON has neither, and a reader should see that there is no number."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
