@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from rl.cli_axes import REPORT_EXAMPLE, SCALING_EXAMPLE, report, scaling
-from rl.cli_data import rewards_app, tasks_app
+from rl.cli_data import tasks_app
+from rl.cli_rewards import rewards_app
 from rl.exits import CheckFailed, run_command
 from rl.train import EPILOG, Overrides, train
 
@@ -23,8 +24,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
 app.command("train", epilog=EPILOG)(train)
-app.command("scaling", epilog=SCALING_EXAMPLE)(scaling)
-app.command("report", epilog=REPORT_EXAMPLE)(report)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(config_app, name="config")
@@ -59,12 +58,12 @@ def config_docs(
 
 
 @app.command("selftest", epilog="Example: ponder selftest configs/quickstart.yaml --json")
-def selftest(config: str, overrides: Overrides = None, json: AsJson = False) -> None:
+def selftest(config: str, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Two steps at learning rate 0 on your own model: server and learner must agree, before and after a push."""
     from rl.config import load_config
     from rl.selftest import run_selftest
 
-    if not run_selftest(load_config(config, overrides or []), as_json=json):
+    if not run_selftest(load_config(config, overrides or []), as_json=as_json):
         raise CheckFailed
 
 
@@ -82,12 +81,14 @@ def serve(config: str, overrides: Overrides = None) -> None:
 )
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_URL")],
-    task: Annotated[list[str], typer.Option(help="task string; several: again, or between commas")],
+    tasks: Annotated[list[str], typer.Option("--task", help="task string; several: again, or between commas")],
     problems: Annotated[int, typer.Option(min=1, help="problems of each task")] = 256,
     split: Annotated[Literal["test", "val", "all"], typer.Option(help="which problems")] = "test",
-    k: Annotated[str, typer.Option(help="k of pass@k; the largest is the number of samples a problem")] = "1",
-    budget: Annotated[str, typer.Option(help="thinking caps in tokens, comma separated; none or empty = no cap")] = "",
-    prompt: Annotated[str, typer.Option(help="cot, direct, fewshot, comma separated")] = "cot",
+    ks: Annotated[str, typer.Option("--k", help="k of pass@k; the largest is the number of samples a problem")] = "1",
+    budgets: Annotated[
+        str, typer.Option("--budget", help="thinking caps in tokens, comma separated; none or empty = no cap")
+    ] = "",
+    prompts: Annotated[str, typer.Option("--prompt", help="cot, direct, fewshot, comma separated")] = "cot",
     shots: Annotated[int, typer.Option(min=1, help="worked examples of a fewshot prompt, from train")] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="0 = greedy")] = 1.0,
     max_tokens: Annotated[
@@ -101,18 +102,44 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="F.json for the cells; every chain goes beside it")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the chains beside --out")] = False,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a model directory, a run's newest checkpoint or a server: pass@k with intervals, by thinking budget."""
-    from rl.evalcommand import EvalRequest, parse_budgets, parse_list, parse_prompts, parse_tasks, run_eval
+    options = locals()
+    from rl.evalcommand import parse_request, run_eval
 
-    request = EvalRequest(
-        target=target, tasks=parse_tasks(task), problems=problems, split=split,
-        ks=parse_list(k, "--k", 1) or (1,), budgets=parse_budgets(budget), prompts=parse_prompts(prompt), shots=shots,
-        temperature=temperature, max_tokens=max_tokens, answer=answer, reward=reward, sampler=sampler,
-        think=think, tokenizer=tokenizer, seed=seed, out=out, resume=resume, as_json=json,
-    )  # fmt: skip
-    run_eval(request)
+    run_eval(parse_request(**options))
+
+
+@app.command("scaling", epilog="Example: ponder scaling runs/axes --x tokens --out pictures")
+def scaling(
+    sources: Annotated[list[Path], typer.Argument(metavar="RUN|EVAL…", help="run directories, evaluation files")],
+    out: Annotated[Path | None, typer.Option(help="directory of the pictures; default: the run's")] = None,
+    x: Annotated[
+        Literal["flops", "tokens", "steps", "seconds"], typer.Option(help="what the training axis counts")
+    ] = "flops",
+    as_json: AsJson = False,
+) -> None:
+    """Fit and draw accuracy against training compute and against thinking, and say whether each rises."""
+    from rl.evaluation.axes import read_axes, summarise, to_json
+    from rl.evaluation.figures import save_figures
+
+    axes = read_axes(sources, x)
+    paths = save_figures(axes, out or (sources[0] if len(sources) == 1 and sources[0].is_dir() else Path()))
+    if as_json:
+        print(json.dumps(to_json(axes), indent=1, allow_nan=False))
+    print(*([] if as_json else summarise(axes)), *paths, sep="\n", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command("report", epilog="Example: ponder report runs/quickstart")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory, finished or not")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default: report.html in the run")] = None,
+) -> None:
+    """Write what a run did as one HTML file that needs nothing else: figures, axes, chains, configuration."""
+    from rl.report.build import build_report
+
+    print(build_report(run, out))
 
 
 @app.command("pretrain", epilog="Example: ponder pretrain configs/pretrain_tiny.yaml steps=200 out=runs/base")
@@ -127,11 +154,11 @@ def pretrain(config: str, overrides: Overrides = None) -> None:
 
 
 @app.command("doctor", epilog="Example: ponder doctor")
-def doctor(json: AsJson = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check this machine and environment; each row that is not well names its fix."""
     from rl.doctor import doctor as run_doctor
 
-    if run_doctor(json):
+    if run_doctor(as_json):
         raise CheckFailed
 
 

@@ -42,6 +42,10 @@ class Accuracy:
         """Problems with one sample each that would measure as exactly."""
         return self._binomial / self.variance
 
+    def to_json(self) -> dict[str, Any]:
+        """The figures of a point or a cell as `ponder scaling --json` prints them."""
+        return {"accuracy": self.value, "ci95": self.ci95, "n_problems": self.problems}
+
     @property
     def _binomial(self) -> float:
         """Variance of one sample; its share is drawn towards 1/2 by two successes in four (Agresti & Coull 1998)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -12,74 +13,88 @@ import numpy as np
 from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 
+from rewards.errors import BadInput
 from rl.evaluation.accuracy import Accuracy
 from rl.evaluation.axes import Axes
-from rl.evaluation.thinking import Thinker
-from rl.evaluation.training import TrainAxis
-from rl.evaluation.words import UNITS, say_thinking, say_training
+from rl.evaluation.thinking import Thinker, ThinkingAxis
+from rl.evaluation.training import UNITS, TrainAxis
 
-# Okabe and Ito's colours, told apart by colour-blind readers
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-GREY = "#888888"
-CURRENT = "#010203"  # stands for the text colour of the page
-
-INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-GROUND = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-PAPER: Any = {
-    **dict.fromkeys(INK, "#333333"), **dict.fromkeys(GROUND, "white"), "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": GREY, "grid.alpha": 0.25,
-    "grid.linewidth": 0.6, "font.size": 9, "legend.fontsize": 8, "legend.frameon": False,
-    "axes.formatter.use_mathtext": True,
+COLOURS = {  # Okabe and Ito's, told apart by colour-blind readers
+    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "violet": "#CC79A7", "sky": "#56B4E9",
+    "grey": "#888888",
 }  # fmt: skip
-PAGE = {**PAPER, **dict.fromkeys(INK, CURRENT), **dict.fromkeys(GROUND, "none")}  # takes the page's colours
+BLUE, ORANGE, GREEN, RED, VIOLET, SKY, GREY = COLOURS.values()
+
+PAPER = mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
 
 
-def train_figure(axes: Axes, style: Any = PAPER) -> Figure:
-    """Accuracy against training compute, the curve of the first half and what it foretold. Needs `axes.train`."""
-    axis = axes.train
-    assert axis is not None
-    with mpl.rc_context(style):
-        figure, plot = _new_figure(f"Accuracy against training compute: {axis.verdict}", say_training(axis))
-        _draw_fit(plot, axis)
-        split = axis.split
-        _draw_points(plot, axis.compute[:split], axis.accuracies[:split], color=BLUE, label="measured")
-        if split < len(axis.points):
-            _draw_points(plot, axis.compute[split:], axis.accuracies[split:], color=BLUE, mfc="none", label="held out")
-        for seed, color in zip(axis.seeds, cycle((ORANGE, GREEN, PURPLE, SKY)), strict=False):
-            values = [accuracy.value for accuracy in seed.accuracies]
-            plot.plot(seed.compute, values, "o-", color=color, ms=3, lw=0.8, alpha=0.8, label=seed.name)
-        plot.set_xlabel(f"training compute ({UNITS[axis.x]})")
-        plot.set_ylabel(f"pass@1 on {axis.accuracies[0].problems} validation problems")
-        plot.set_xlim(left=-0.02 * float(axis.compute[-1]))
-        plot.legend(loc="lower right")
+def draw_figures(axes: Axes) -> dict[str, Figure]:
+    """{train, thinking}: the picture of each axis that was measured."""
+    figures = {"train": train_figure(axes.train)} if axes.train else {}
+    return figures | ({"thinking": thinking_figure(axes.thinking)} if axes.thinking else {})
+
+
+@mpl.rc_context(PAPER)
+def save_figures(axes: Axes, folder: Path) -> list[Path]:
+    """Write scaling-AXIS.png and .svg of each axis and return their paths. Raises BadInput where that can't be."""
+    figures = draw_figures(axes).items()
+    paths = {folder / f"scaling-{name}.{kind}": figure for name, figure in figures for kind in ("png", "svg")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, figure in paths.items():
+            figure.savefig(path)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise BadInput(f"can't write {error.filename}: {error.strerror}; choose another --out") from None
+    return list(paths)
+
+
+def train_figure(axis: TrainAxis) -> Figure:
+    """Accuracy against training compute, the curve of the first half and what it foretold."""
+    figure, plot = _new_figure("training compute", axis)
+    _draw_fit(plot, axis)
+    for part, inside, label in ((slice(axis.split), BLUE, "measured"), (slice(axis.split, None), "none", "held out")):
+        if axis.accuracies[part]:
+            _draw_points(plot, axis.compute[part], axis.accuracies[part], color=BLUE, mfc=inside, label=label)
+    for seed, color in zip(axis.seeds, cycle((ORANGE, GREEN, VIOLET, SKY)), strict=False):
+        values = [accuracy.value for accuracy in seed.accuracies]
+        plot.plot(seed.compute, values, "o-", color=color, ms=3, lw=0.8, alpha=0.8, label=seed.name)
+    plot.set(xlabel=f"training compute ({UNITS[axis.x]})", xlim=(-0.02 * float(axis.compute[-1]), None))
+    plot.set_ylabel(f"pass@1 on {axis.accuracies[0].problems} validation problems")
+    plot.legend(loc="lower right")
     return figure
 
 
-def thinking_figure(axes: Axes, style: Any = PAPER) -> Figure:
-    """Accuracy against tokens spent a problem, by cap and by samples, for every policy. Needs `axes.thinking`."""
-    axis = axes.thinking
-    assert axis is not None
-    with mpl.rc_context(style):
-        figure, plot = _new_figure(f"Accuracy against thinking: {axis.verdict}", say_thinking(axis))
-        _draw_thinkers(plot, axis.thinkers)
-        _draw_samples(plot, axis.thinkers[-1])
-        _draw_frontier(plot, axis.thinkers)
-        if axis.verdict == "saturated" and axis.saturated_at is not None:
-            plot.axvline(axis.saturated_at, color=GREY, lw=0.8, ls="--", zorder=0, label="saturated")
-        plot.set_xscale("log", base=2)
-        plot.xaxis.set_major_formatter("{x:g}")
-        plot.set_xlabel("tokens spent on a problem (mean; small figures are thinking caps)")
-        plot.set_ylabel(f"accuracy on {axis.thinkers[-1].caps[0].accuracy.problems} problems")
-        plot.legend(loc="upper left")
+def thinking_figure(axis: ThinkingAxis) -> Figure:
+    """Accuracy against tokens spent a problem, by cap and by samples, for every policy, and the best of all."""
+    figure, plot = _new_figure("thinking", axis)
+    _draw_thinkers(plot, axis.thinkers)
+    final = axis.thinkers[-1]
+    kinds = {"derived": ("-", ORANGE, "pass@k, derived"), "unbiased": ("^", ORANGE, "pass@k, unbiased"),
+             "majority": ("s-", GREEN, "majority@k")}  # fmt: skip
+    for kind, (fmt, color, label) in kinds.items():
+        known = [(point["tokens"], point[kind]) for point in final.samples if point[kind] is not None]
+        if known:
+            plot.plot(*zip(*known, strict=True), fmt, color=color, ms=4, lw=1.2, label=f"{final.name}, {label}")
+    tokens, accuracy = np.array(sorted(_bought(axis.thinkers))).T
+    best = np.maximum.accumulate(accuracy)
+    plot.step(tokens, best, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
+    if axis.verdict == "saturated" and axis.saturated_at is not None:
+        plot.axvline(axis.saturated_at, color=GREY, lw=0.8, ls="--", zorder=0, label="saturated")
+    plot.set_xscale("log", base=2)
+    plot.xaxis.set_major_formatter("{x:g}")
+    plot.set_xlabel("tokens spent on a problem (mean; small figures are thinking caps)")
+    plot.set_ylabel(f"accuracy on {final.caps[0].accuracy.problems} problems")
+    plot.legend(loc="upper left")
     return figure
 
 
-def _new_figure(title: str, subtitle: str) -> tuple[Figure, Plot]:
+def _new_figure(name: str, axis: TrainAxis | ThinkingAxis) -> tuple[Figure, Plot]:
     """A titled figure and its one plot."""
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     plot = figure.add_subplot(ylim=(0, 1))
+    title = f"Accuracy against {name}: {axis.verdict}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    plot.set_title(fill(subtitle, 115), loc="left", x=-0.07, fontsize=8, pad=8)
+    plot.set_title(fill(axis.words, 115), loc="left", x=-0.07, fontsize=8, pad=8)
     return figure, plot
 
 
@@ -120,22 +135,9 @@ def _draw_thinkers(plot: Plot, thinkers: Sequence[Thinker]) -> None:
             plot.annotate(str(cell.budget), at, xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=7)
 
 
-def _draw_samples(plot: Plot, thinker: Thinker) -> None:
-    """pass@k as derived (line) and unbiased (marks), and majority@k."""
-    kinds = {"derived": ("-", ORANGE, "pass@k, derived"), "unbiased": ("^", ORANGE, "pass@k, unbiased"),
-             "majority": ("s-", GREEN, "majority@k")}  # fmt: skip
-    for kind, (fmt, color, label) in kinds.items():
-        known = [(point.tokens, getattr(point, kind)) for point in thinker.samples if getattr(point, kind) is not None]
-        if known:
-            plot.plot(*zip(*known, strict=True), fmt, color=color, ms=4, lw=1.2, label=f"{thinker.name}, {label}")
-
-
-def _draw_frontier(plot: Plot, thinkers: Sequence[Thinker]) -> None:
-    """The best that so many tokens bought, of all that was measured."""
+def _bought(thinkers: Sequence[Thinker]) -> list[tuple[float, float]]:
+    """(tokens, accuracy) of all that was measured, which what was derived is not."""
     cells = [cell for thinker in thinkers for cell in (*thinker.caps, thinker.direct) if cell is not None]
-    found = [(cell.tokens, cell.accuracy.value) for cell in cells]
-    for point in (point for thinker in thinkers for point in thinker.samples):
-        found += [(point.tokens, value) for value in (point.unbiased, point.majority) if value is not None]
-    tokens, accuracy = np.array(sorted(found)).T
-    best = np.maximum.accumulate(accuracy)
-    plot.step(tokens, best, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
+    samples = [(point["tokens"], point[kind]) for thinker in thinkers for point in thinker.samples
+               for kind in ("unbiased", "majority") if point[kind] is not None]  # fmt: skip
+    return [(cell.tokens, cell.accuracy.value) for cell in cells] + samples

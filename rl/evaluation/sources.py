@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,29 +47,20 @@ def read_sources(paths: Sequence[Path]) -> tuple[list[Run], list[Thinker]]:
     Policies are those of evaluation files, by their names, then those of the first run that has any. Raises BadInput.
     """
     runs: list[Run] = []
-    beside: list[Thinker] = []
-    trained: list[Thinker] = []
-    for path in paths:
-        if path.is_file():
-            beside.append(read_thinker(path.stem, path))
-            continue
+    for path in (path for path in paths if not path.is_file()):
         inside = (path, *sorted(path.iterdir())) if path.is_dir() else ()
-        folders = [folder for folder in inside if (folder / "metrics.jsonl").is_file() or (folder / "eval").is_dir()]
-        if not folders:
+        found = [read_run(one) for one in inside if (one / "metrics.jsonl").is_file() or (one / "eval").is_dir()]
+        if not found:
             raise BadInput(f"{path} is no evaluation file and no run directory (with metrics.jsonl or eval/ in it)")
-        for folder in folders:
-            runs.append(read_run(folder))
-            trained = trained or read_thinkers(folder)
-    return runs, [*beside, *trained]
+        runs += found
+    beside = [read_thinker(path.stem, path) for path in paths if path.is_file()]
+    return runs, [*beside, *next((run.thinkers for run in runs if run.thinkers), ())]
 
 
 def read_run(path: Path) -> Run:
-    """Metrics, configuration and eval/step-N.json of one run directory; each may be absent. Raises BadInput."""
+    """Metrics, configuration and evaluations of one run directory; each may be absent. Raises BadInput."""
     run = RunDir(path)
-    try:
-        rows = {row["step"]: row for row in read_metrics(run.metrics)}
-    except ValueError as error:
-        raise BadInput(f"{run.metrics} has a line that is not JSON ({error}); give it as the run wrote it") from None
+    rows = {row["step"]: row for row in read_metrics(run.metrics)}
     points = []
     for step, file in _by_step(run.eval, "step-"):
         if step and step not in rows:
@@ -78,16 +68,11 @@ def read_run(path: Path) -> Run:
         row = rows.get(step, {})
         compute = {name: float(sum(row.get(key) or 0.0 for key in keys)) for name, keys in COMPUTE.items()}
         points.append(TrainPoint(step, compute, read_thinker(file.stem, file).longest.accuracy))
+    files = [(f"step {step}", file) for step, file in _by_step(run.eval, "budgets-step-")]
+    files = [("base", run.eval / "base.json"), *files, ("final", run.eval / "final.json")]
+    thinkers = [read_thinker(name, file) for name, file in files if file.is_file()]
     config = read_yaml(run.config) if run.config.is_file() else {}
-    return Run(path.resolve().name, points, tuple(rows.values()), config)
-
-
-def read_thinkers(path: Path) -> list[Thinker]:
-    """Base, checkpoints and final policy of one run directory, those that were measured on test. Raises BadInput."""
-    folder = RunDir(path).eval
-    files = {f"step {step}": file for step, file in _by_step(folder, "budgets-step-")}
-    files = {"base": folder / "base.json", **files, "final": folder / "final.json"}
-    return [read_thinker(name, file) for name, file in files.items() if file.is_file()]
+    return Run(path.resolve().name, points, tuple(rows.values()), config, thinkers)
 
 
 def read_thinker(name: str, path: Path) -> Thinker:
@@ -111,26 +96,26 @@ def read_cells(path: Path) -> list[CellRow]:
 
 def _by_step(folder: Path, prefix: str) -> list[tuple[int, Path]]:
     """(N, file) of the files `prefix`N.json, by N."""
-    names = {file: re.fullmatch(rf"{prefix}(\d+)\.json", file.name) for file in folder.glob("*.json")}
-    return sorted((int(found[1]), file) for file, found in names.items() if found)
+    numbered = [(file.stem.removeprefix(prefix), file) for file in folder.glob(f"{prefix}*.json")]
+    return sorted((int(number), file) for number, file in numbered if number.isdecimal())
 
 
 def _cell(group: list[CellRow]) -> Cell:
     """Cells of several tasks as one: means over all their problems."""
     first, problems = group[0], [row.n_problems for row in group]
 
-    def mean(values: Iterable[float]) -> float:
-        return float(np.average(list(values), weights=problems))
+    def mean(values: Iterable[float], weights: Sequence[int] = problems) -> float:
+        return float(np.average(list(values), weights=weights))
 
-    def by_k(rows: list[dict[int, float]]) -> dict[int, float]:
-        return {k: mean(row[k] for row in rows) for k in rows[0] if all(k in row for row in rows)}
-
+    pass_at, majority_at = (
+        {k: mean(row[k] for row in rows) for k in rows[0] if all(k in row for row in rows)}
+        for rows in ([row.pass_at for row in group], [row.majority_at for row in group])
+    )
     pairs = [pair for row in group for pair in row.outcomes or []]
     outcomes = np.array(pairs, dtype=float) if all(row.outcomes for row in group) else None
     accuracy = Accuracy(mean(row.accuracy for row in group), first.ci95, sum(problems), outcomes)
     if len(group) > 1:
         low, high = wilson(accuracy.value, accuracy.size)
         accuracy = replace(accuracy, ci95=(low, high))
-    tokens = float(np.average([row.tokens for row in group], weights=[row.n_samples for row in group]))
-    pass_at, majority_at = by_k([row.pass_at for row in group]), by_k([row.majority_at for row in group])
+    tokens = mean((row.tokens for row in group), [row.n_samples for row in group])
     return Cell(first.prompt, first.budget, tokens, accuracy, pass_at, majority_at)

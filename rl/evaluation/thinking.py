@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from rl.evaluation.accuracy import Accuracy, Gain, Verdict, gain_between
 from rl.evaluation.fits import fit_rates, pass_at
@@ -21,17 +22,6 @@ class Cell:
     accuracy: Accuracy
     pass_at: dict[int, float]  # unbiased
     majority_at: dict[int, float]
-
-
-@dataclass(frozen=True)
-class SamplePoint:
-    """k chains for a problem, without a cap (or with the largest): k times the tokens."""
-
-    k: int
-    tokens: float
-    derived: float | None  # pass@k of the fitted Beta; None where it can't be fitted
-    unbiased: float | None  # None past the samples taken
-    majority: float | None
 
 
 @dataclass(frozen=True)
@@ -58,27 +48,32 @@ class Thinker:
         return (self.caps or self.cells)[-1]
 
     @cached_property
-    def samples(self) -> tuple[SamplePoint, ...]:
-        """k = 1, 2, 4, … and those measured; none where one sample a problem was taken."""
+    def samples(self) -> list[dict[str, Any]]:
+        """k chains a problem at k times the tokens, without a cap (or with the largest): k = 1, 2, 4, … and measured.
+
+        {k, tokens, derived: pass@k of the fitted Beta, unbiased: pass@k of the samples taken, majority}, null where
+        there is none. No rows where one sample a problem was taken.
+        """
         cell, most = self.longest, max(self.longest.pass_at, default=1)
         if most == 1:
-            return ()
+            return []
         rates = fit_rates(cell.accuracy.outcomes) if cell.accuracy.outcomes is not None else None
         reach = BEYOND * most if rates else most
-        ks = sorted({*cell.pass_at, *(2**i for i in range(reach.bit_length()))})
-        derived = {k: pass_at(k, *rates) for k in ks} if rates else {}
-        return tuple(
-            SamplePoint(k, k * cell.tokens, derived.get(k), cell.pass_at.get(k), cell.majority_at.get(k)) for k in ks
-        )
+        return [
+            {
+                "k": k,
+                "tokens": k * cell.tokens,
+                "derived": pass_at(k, *rates) if rates else None,
+                "unbiased": cell.pass_at.get(k),
+                "majority": cell.majority_at.get(k),
+            }
+            for k in sorted({*cell.pass_at, *(2**i for i in range(reach.bit_length()))})
+        ]
 
-
-@dataclass(frozen=True)
-class Doubling:
-    """What twice the cap adds; it counts where that is more than its interval: where it is rising."""
-
-    before: Cell
-    after: Cell
-    added: Gain
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """One of the cells as JSON."""
+        place = {"policy": self.name, "prompt": cell.prompt, "budget": cell.budget, "tokens": cell.tokens}
+        return place | cell.accuracy.to_json()
 
 
 @dataclass(frozen=True)
@@ -86,26 +81,61 @@ class ThinkingAxis:
     """All policies; doublings and verdict are the last one's."""
 
     thinkers: list[Thinker]
-    doublings: list[Doubling]
-    counted: list[Doubling]  # those that count
-    verdict: Verdict
+    doublings: list[tuple[Cell, Cell, Gain]]  # a cap, twice that, and what this adds
     saturated_at: float | None  # tokens after the last doubling that counts; None while the last of all does
     tail: Gain | None  # what all caps past that add together
 
+    @property
+    def counted(self) -> list[tuple[Cell, Cell, Gain]]:
+        """Doublings that add more than their interval."""
+        return [doubling for doubling in self.doublings if doubling[2].verdict == "rising"]
+
+    @property
+    def verdict(self) -> Verdict:
+        """rising while the last doubling counts; else what all larger caps add together tells, which is never that."""
+        if self.tail is None:
+            return "rising" if self.doublings else "undecided"
+        return "saturated" if self.tail.verdict == "saturated" else "undecided"
+
+    @property
+    def words(self) -> str:
+        """How many doublings of the budget count for the last policy, and where it is saturated."""
+        name, doublings = self.thinkers[-1].name, self.doublings
+        if not doublings:
+            return f"{name}: no two budgets of which one is twice the other"
+        spent = f"{doublings[0][0].tokens:.0f} to {doublings[-1][1].tokens:.0f} tokens spent"
+        count = f"{len(self.counted)} of {len(doublings)} doublings of the budget"
+        said = f"{name}: {count} ({spent}) add more than their interval"
+        if self.tail is None:
+            return said
+        where = "saturated at" if self.verdict == "saturated" else "past"
+        return f"{said}; {where} {self.saturated_at:.0f} tokens: all larger budgets together add {self.tail}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As `ponder scaling --json` prints it."""
+        return {
+            "points": [thinker.row(cell) for thinker in self.thinkers for cell in thinker.caps],
+            "direct": [thinker.row(thinker.direct) for thinker in self.thinkers if thinker.direct],
+            "samples": [{"policy": thinker.name} | point for thinker in self.thinkers for point in thinker.samples],
+            "policy": self.thinkers[-1].name,
+            "doublings": len(self.counted),
+            "doubling_list": [
+                {"caps": [cap.budget, twice.budget], "tokens": [cap.tokens, twice.tokens], **asdict(added)}
+                for cap, twice, added in self.doublings
+            ],
+            "tail": self.tail and asdict(self.tail),
+            "saturated_at": self.saturated_at,
+            "verdict": self.verdict,
+            "words": self.words,
+        }
+
 
 def measure_thinking(thinkers: list[Thinker]) -> ThinkingAxis:
-    """Place policies on the axis (each with a chain cell, the final one last) and judge the last.
-
-    rising while the last doubling counts; else what all larger caps add together tells saturated from undecided.
-    """
+    """Place policies on the axis (each with a chain cell, the final one last) and judge the last."""
     caps = {cell.budget: cell for cell in thinkers[-1].caps if cell.budget}
     pairs = [(cell, caps[2 * cap]) for cap, cell in caps.items() if 2 * cap in caps]
-    doublings = [Doubling(before, after, gain_between(before.accuracy, after.accuracy)) for before, after in pairs]
-    counted = [doubling for doubling in doublings if doubling.added.verdict == "rising"]
-    verdict: Verdict = doublings[-1].added.verdict if doublings else "undecided"
-    saturated_at = tail = None
-    if doublings and verdict != "rising":
-        start = counted[-1].after if counted else doublings[0].before
-        saturated_at, tail = start.tokens, gain_between(start.accuracy, doublings[-1].after.accuracy)
-        verdict = "saturated" if tail.verdict == "saturated" else "undecided"  # not rising: none of them does alone
-    return ThinkingAxis(thinkers, doublings, counted, verdict, saturated_at, tail)
+    doublings = [(cell, twice, gain_between(cell.accuracy, twice.accuracy)) for cell, twice in pairs]
+    if not doublings or doublings[-1][2].verdict == "rising":
+        return ThinkingAxis(thinkers, doublings, None, None)
+    start = next((twice for _, twice, added in doublings[::-1] if added.verdict == "rising"), doublings[0][0])
+    return ThinkingAxis(thinkers, doublings, start.tokens, gain_between(start.accuracy, doublings[-1][1].accuracy))

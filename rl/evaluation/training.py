@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from rewards.types import STATUSES
 from rl.evaluation.accuracy import QUANTILES, Accuracy, Array, Gain, Verdict, interval, means, resample
 from rl.evaluation.fits import Fit, fit_curve
+from rl.evaluation.thinking import Thinker
 from rl.metrics import Row
 
 COMPUTE = {  # what the axis may count, and the metrics of a step that add up to it
@@ -20,6 +21,7 @@ COMPUTE = {  # what the axis may count, and the metrics of a step that add up to
     "steps": ("step",),
     "seconds": ("total/time/step",),
 }
+UNITS = {"flops": "FLOPs", "tokens": "generated tokens", "steps": "steps", "seconds": "seconds"}
 FIT_DRAWS = 400  # resamples that are fitted; a fit takes milliseconds
 MIN_FIT = 4  # points, the base among them, below which nothing is fitted: the curve has three free parameters
 MIN_CHECK = 8  # points below which there is no check and no verdict: half of them must still carry a fit
@@ -41,6 +43,7 @@ class Run(NamedTuple):
     points: list[TrainPoint]
     rows: Sequence[Row] = ()  # metrics.jsonl
     config: Mapping[str, Any] = {}  # config.yaml as it stands
+    thinkers: Sequence[Thinker] = ()  # base, checkpoints and final policy, those that were measured on test
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,44 @@ class TrainAxis:
     verdict: Verdict
     bottleneck: str | None  # None while rising
     seeds: tuple[TrainAxis, ...] = ()  # the runs beside this one
+
+    @property
+    def words(self) -> str:
+        """What the training axis shows, how well its first half foretold the second, and what holds it back."""
+        first, last = self.accuracies[0].value, self.accuracies[-1].value
+        said = [f"{first:.2f} to {last:.2f} over {self.compute[-1]:.3g} {UNITS[self.x]}, {len(self.points)} points"]
+        if self.slope is not None:
+            said.append(f"the last third adds {self.slope}")
+        elif self.points[0].step != 0:
+            said.append("no fit without the base (eval/step-0.json)")
+        else:
+            said.append(f"too few points for a check ({MIN_CHECK})")
+        if self.inside is not None:
+            held = f"{100 * self.inside:.0f} % of the second half lies in the band that the first predicts"
+            said.append(f"{held} (±{self.band_at_end:.2f} at the end)")
+        if self.bottleneck is not None:
+            said.append(f"bottleneck: {self.bottleneck}")
+        return "; ".join(said)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `ponder scaling --json` prints it."""
+        fit = None
+        if self.prediction is not None:
+            ceilings = np.array([draw.ceiling for draw in self.prediction.draws])
+            fit = {"points": self.split, **asdict(self.prediction.fit), "ceiling_ci95": interval(ceilings)}
+        return {
+            "run": self.name,
+            "x": self.x,
+            "points": [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points],
+            "fit": fit,
+            "inside": self.inside,
+            "band_at_end": self.band_at_end,
+            "slope_last_third": self.slope and asdict(self.slope),
+            "verdict": self.verdict,
+            "bottleneck": self.bottleneck,
+            "words": self.words,
+            "seeds": [seed.to_json() for seed in self.seeds],
+        }
 
 
 def measure_training(run: Run, x: str = "flops") -> TrainAxis:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -36,17 +35,16 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
 
 @mpl.rc_context(STYLE)
 def render(record: Record) -> str:
-    """The page; what it says in words is in page.html.j2."""
+    """The page; its words are in page.html.j2. All it prints is printable, and escaped unless it is our own markup."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for shown in (numbers.number, numbers.si, numbers.share, numbers.points, numbers.duration):
-        environment.filters[shown.__name__] = shown
+    environment.filters |= {name: getattr(numbers, name) for name in ("number", "si", "share", "points", "duration")}
     bound = record.config.mismatch_bound if record.config else None
     return environment.get_template("page.html.j2").render(
         vars(record),
@@ -59,11 +57,6 @@ def render(record: Record) -> str:
         panels=draw_panels(PANELS, record.rows, bound),
         titles=[panel.title for panel in PANELS],
     )
-
-
-def _finalize(value: Any) -> str:
-    """Whatever the template prints is printable; afterwards it is escaped, unless it is the page's own markup."""
-    return value if isinstance(value, Markup) else printable(str(value))
 
 
 def printable(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import zstandard
@@ -26,15 +25,6 @@ Pair = tuple[Problem, Chain, Chain]
 """A problem with a scored chain of each model."""
 
 
-@dataclass(frozen=True)
-class Side:
-    """One scored chain as text. What models write is hostile: the page escapes it."""
-
-    chain: Chain
-    thinking: str
-    answer: str | None  # as the verifier reads it; None = the thinking was never closed
-
-
 def find_examples(record: Record) -> dict[str, Any]:
     """{counts: by outcome, shown: (outcome, problem, sides)}; {missing: why} where there are none."""
     if record.comparison is None:
@@ -42,7 +32,7 @@ def find_examples(record: Record) -> dict[str, Any]:
     if record.config is None:
         return {"missing": f"The tokenizer is not known: {record.config_problem}"}
     try:
-        before, after = (read_groups(record.run, label) for label in record.comparison.labels)
+        before, after = (read_groups(record.run, label) for label in record.comparison["labels"])
     except (OSError, ValueError, Fault, zstandard.ZstdError):  # not kept, or damaged
         return {"missing": "The evaluations' chains (eval/*.samples.jsonl.zst) are not in this directory."}
     try:
@@ -84,12 +74,15 @@ def pick_examples(pairs: dict[str, list[Pair]]) -> list[tuple[str, Problem, Chai
     return picked
 
 
-def read_side(chain: Chain, template: Template) -> Side:
-    """Thinking and answer of a chain; one of a model that doesn't think is all answer."""
+def read_side(chain: Chain, template: Template) -> dict[str, Any]:
+    """A scored chain as text: {chain, thinking, answer: as the verifier reads it, None = never closed}.
+
+    One of a model that doesn't think is all answer. What models write is hostile: the page escapes it.
+    """
     text = template.response_text(chain)
     answer = after_thinking(text) if template.think else text
     thinking = text.removesuffix(answer or "").removesuffix(CLOSE).replace(OPEN, "")
-    return Side(chain, thinking.strip(), None if answer is None else answer.strip())
+    return {"chain": chain, "thinking": thinking.strip(), "answer": None if answer is None else answer.strip()}
 
 
 def _judged(group: Group) -> Chain | None:

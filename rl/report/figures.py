@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -20,32 +21,11 @@ from matplotlib.ticker import MaxNLocator
 from rewards.errors import BadInput
 from rl.evaluation import figures
 from rl.evaluation.axes import read_axes
-from rl.evaluation.words import say_thinking, say_training
 
-NAMES = ("ink", "muted", "line", "blue", "orange", "violet", "green", "red", "sky", "grey")
-COLOURS = {name: f"#0a0b{i:02x}" for i, name in enumerate(NAMES)}
-"""Variable of page.css -> its stand-in in a figure."""
-VARIABLES = {code: name for name, code in COLOURS.items()} | {
-    figures.CURRENT: "ink", figures.BLUE: "blue", figures.ORANGE: "orange", figures.GREEN: "green", figures.RED: "red",
-    figures.PURPLE: "violet", figures.SKY: "sky", figures.GREY: "grey",
-}  # fmt: skip
-"""Colour in a figure -> variable; those of the axes' figures included."""
+COLOURS = figures.COLOURS | {"ink": "#0a0b00", "muted": "#0a0b01", "line": "#0a0b02"}
+"""Variable of page.css -> what stands for it in a figure (and in page.mplstyle)."""
 
-STYLE: Any = {
-    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
-    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), COLOURS["line"]),
-    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
-    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "ytick.left"), False),
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "font.size": 9,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ponder",  # the same figure gives the same bytes
-}
-"""matplotlib.rcParams in which the page's figures are drawn and written."""
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("page.mplstyle"), use_default_template=False)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -63,7 +43,7 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     # matplotlib's own style sheet would hold for the whole page
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for code, variable in VARIABLES.items():
+    for variable, code in COLOURS.items():
         text = re.sub(code, f"var(--{variable})", text, flags=re.IGNORECASE)
     return Markup(text)
 
@@ -90,18 +70,10 @@ def draw_axes(run_dir: Path) -> dict[str, Any]:
     except BadInput as error:  # nothing in it can be placed on an axis, or not without doubt
         return {"problem": str(error)}
     drawn = {}
-    if axes.train is not None:
-        svg = _untitled(figures.train_figure(axes, figures.PAGE), "training")
-        drawn["training"] = {"verdict": axes.train.verdict, "words": say_training(axes.train), "svg": svg}
-    if axes.thinking is not None:
-        svg = _untitled(figures.thinking_figure(axes, figures.PAGE), "thinking")
-        drawn["thinking"] = {"verdict": axes.thinking.verdict, "words": say_thinking(axes.thinking), "svg": svg}
+    for key, figure in figures.draw_figures(axes).items():
+        axis, name = getattr(axes, key), {"train": "training"}.get(key, key)
+        figure.suptitle("")  # the page says both titles in its own type
+        figure.axes[0].set_title("", loc="left")
+        svg = to_svg(figure, name, f"Accuracy against {name} compute")
+        drawn[name] = {"verdict": axis.verdict, "words": axis.words, "svg": svg}
     return drawn
-
-
-def _untitled(figure: Figure, name: str) -> Markup:
-    """The figure without its titles, which the page says in its own type."""
-    figure.suptitle("")
-    for axes in figure.axes:
-        axes.set_title("", loc="left")
-    return to_svg(figure, name, f"Accuracy against {name} compute")

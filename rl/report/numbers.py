@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
+from matplotlib.ticker import EngFormatter
+
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
 THIN = "\u202f"  # between a number and its unit: a line never breaks there
@@ -25,8 +26,7 @@ def number(value: Any) -> str:
 
 def si(value: float, unit: str = "") -> str:
     """A quantity with the prefix that leaves one to three digits before the point: 466 GFLOP, 20.3 k."""
-    power = int(math.log10(value) // 3) if value >= 1 else 0
-    return f"{number(value / 1000**power)}{THIN}{PREFIXES[power]}{unit}".strip()
+    return EngFormatter(unit, sep=THIN, useMathText=False)(float(f"{value:.3g}"))
 
 
 def share(value: float | None) -> str:

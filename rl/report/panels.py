@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
+import yaml
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from rewards.types import STATUSES
 from rl.metrics import Row
 from rl.report.figures import COLOURS, new_figure, to_svg
 from rl.report.numbers import number
@@ -24,61 +23,27 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot over the steps; it is not drawn where all of its metrics are zero or were not logged."""
+    """One plot over the steps, as panels.yaml describes it."""
 
     title: str
-    series: Mapping[str, str]  # metric, or "metric per metric" -> its name in the legend
-    note: str = ""  # what to look for
+    series: dict[str, str]
+    note: str = ""
     stacked: bool = False
     log: bool = False
-    colours: Sequence[str] = ("blue", "orange", "violet")  # variables of page.css
+    colours: Sequence[str] = ("blue", "orange", "violet")
 
 
-PANELS = (
-    Panel("Reward", {"reward/mean": "mean", "accuracy/pass@1": "correct"}, "of the chains that the step trains on"),
-    Panel("Length", {"tokens/mean": "mean", "tokens/max": "longest"}, "tokens a chain"),
-    Panel("Entropy", {"entropy": "entropy"}, "nats a token; a fall to zero ends exploration"),
-    Panel("Status", {f"samples/{status}": status for status in STATUSES}, "chains of a step, by verdict", stacked=True,
-          colours=("blue", "orange", "violet", "grey", "red", "ink", "line")),
-    Panel("Groups without variance", {"groups/no_variance": "all alike"}, "all right or all wrong: no signal"),
-    Panel("Mismatch KL", {"mismatch_kl/fresh": "server against learner"}, "nats, on fresh tokens before any update",
-          log=True),
-    Panel("Approximate KL", {"approx_kl": "old to current policy"}, "nats a token, within a step"),
-    Panel("KL to the reference", {"kl/ref": "k3"}, "nats a token"),
-    Panel("Clipped tokens", {"clip_fraction": "clipped"}, "share whose ratio left the clip range"),
-    Panel("Gradient norm", {"grad_norm": "before clipping"}),
-    Panel("Learning rate", {"learning_rate": "learning rate"}),
-    Panel("Staleness", {"staleness": "versions behind"}, "how old the weights were that sampled a chain"),
-    Panel("Throughput", {"tokens/generated per time/rollout": "rollout", "tokens/trained per time/learn": "learning"},
-          "tokens a second"),
-    Panel("Time a step", {"time/rollout": "rollout", "time/learn": "learning", "time/sync": "weight push"}, "seconds",
-          stacked=True),
-    Panel("Padding waste", {"padding_waste": "padding"}, "share of computed tokens that are padding"),
-    Panel("Utilisation", {"mfu": "MFU"}, "share of the peak arithmetic that learning reaches"),
-    Panel("Memory", {"memory/learner": "learner", "memory/server": "server", "memory/peak": "peak"}, "GiB"),
-)  # fmt: skip
-
-BEHAVIOUR = (
-    Panel("Direct answers", {"chain/direct": "direct"}, "share of chains without any thinking"),
-    Panel("Attempts", {"chain/attempts": "attempts"}, "tried in a chain, on average"),
-    Panel("Backtracks", {"chain/backtracks": "backtracks"}, "attempts given up for another, in a chain"),
-    Panel("Repeated attempts", {"chain/repeated": "repeated"}, "share of attempts that were made before"),
-    Panel("Slips", {"chain/slips": "slips"}, "share of results that are wrong"),
+PANELS, BEHAVIOUR = (
+    [Panel(**panel) for panel in panels]
+    for panels in yaml.safe_load(Path(__file__).with_name("panels.yaml").read_text()).values()
 )
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A panel with its figure."""
+def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | None = None) -> list[dict[str, Any]]:
+    """Each panel that has something to show: {title, note, legend: (variable of page.css, name), change, svg}.
 
-    panel: Panel
-    legend: list[tuple[str, str]]  # (variable of page.css, name)
-    change: str  # first and last value of the first metric
-    svg: Markup
-
-
-def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | None = None) -> list[Drawn]:
-    """Each panel that has something to show. `bound` is drawn into the panel of the mismatch KL."""
+    `bound` is drawn into the panel of the mismatch KL; `change` is first and last value of the first metric.
+    """
     drawn = []
     for panel in panels:
         columns = {key: column(rows, key) for key in panel.series}
@@ -100,33 +65,23 @@ def column(rows: Sequence[Row], key: str, most: int = MOST_POINTS) -> NDArray[np
         return np.add.reduceat(np.where(known, values, 0.0), starts) / np.add.reduceat(known.astype(float), starts)
 
 
-def _draw(panel: Panel, steps: Any, shown: Mapping[str, Any], bound: float | None) -> Drawn:
+def _draw(panel: Panel, steps: Any, shown: Mapping[str, Any], bound: float | None) -> dict[str, Any]:
     figure, axes = new_figure(3.7, 1.9)
-    names = [(c, name) for c, (key, name) in zip(panel.colours, panel.series.items(), strict=False) if key in shown]
+    legend = [(c, name) for c, (key, name) in zip(panel.colours, panel.series.items(), strict=False) if key in shown]
+    colours = [COLOURS[colour] for colour, _ in legend]
     if panel.stacked:
-        axes.stackplot(steps, *map(np.nan_to_num, shown.values()), colors=[COLOURS[c] for c, _ in names], alpha=0.85,
-                       linewidth=0)  # fmt: skip
+        axes.stackplot(steps, *map(np.nan_to_num, shown.values()), colors=colours, alpha=0.85, linewidth=0)
     else:
-        for i, ((colour, _), values) in enumerate(zip(names, shown.values(), strict=True)):
-            marker = "o" if len(steps) < 30 else None
+        marker = "o" if len(steps) < 30 else None
+        for i, (colour, values) in enumerate(zip(colours, shown.values(), strict=True)):
             # later lines are thinner: equal ones both show
-            axes.plot(steps, values, color=COLOURS[colour], marker=marker, markersize=2.6, linewidth=max(1, 2 - i))
+            axes.plot(steps, values, color=colour, marker=marker, markersize=2.6, linewidth=max(1, 2 - i))
     if bound is not None:
         axes.axhline(bound, color=COLOURS["red"], linewidth=1, linestyle=(0, (4, 3)))
-        names.append(("red", f"bound {number(bound)}"))
-    _scale(axes, panel.log)
-    first = next(iter(shown.values()))
-    ends = first[~np.isnan(first)][[0, -1]]
-    change = f"{number(ends[0])} → {number(ends[1])}"
-    return Drawn(
-        panel, names, change, to_svg(figure, panel.title.lower().replace(" ", "-"), f"{panel.title}: {change}")
-    )
-
-
-def _scale(axes: Axes, log: bool) -> None:
+        legend.append(("red", f"bound {number(bound)}"))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # no label: every panel has the same axis
     axes.margins(x=0.02)
-    if log:
+    if panel.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -134,3 +89,7 @@ def _scale(axes: Axes, log: bool) -> None:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    first = next(iter(shown.values()))
+    change = " → ".join(number(value) for value in first[~np.isnan(first)][[0, -1]])
+    svg = to_svg(figure, panel.title.lower().replace(" ", "-"), f"{panel.title}: {change}")
+    return {"title": panel.title, "note": panel.note, "legend": legend, "change": change, "svg": svg}

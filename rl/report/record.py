@@ -7,25 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from rewards.errors import BadInput
 from rl.config import Config
 from rl.evaluation.sources import read_cells
 from rl.evaluator import headline
 from rl.metrics import Row, read_metrics
 from rl.rundir import RunDir, open_run
-
-Cell = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two evaluations of the same problems: before and after."""
-
-    labels: tuple[str, str]  # of their files
-    names: tuple[str, str]  # for a reader
-    cells: list[tuple[Cell, Cell]]  # without a cap on thinking; a pair for each task and prompt
+from rollout.prompt import read_json
 
 
 @dataclass(frozen=True)
@@ -39,7 +27,7 @@ class Record:
     summary: dict[str, Any]  # {} while the run goes on
     evaluations: dict[str, dict[str, Any]]  # label -> {cells, versions, command}, in the order of the run
     changes: dict[str, Any]  # eval/changes.json: what RL changed
-    comparison: Comparison | None
+    comparison: dict[str, Any] | None  # of `compare`
 
 
 def read_record(path: Path) -> Record:
@@ -52,46 +40,31 @@ def read_record(path: Path) -> Record:
         if not run.config.is_file():
             raise
         problem = str(error)
-    try:
-        rows = read_metrics(run.metrics)
-    except ValueError as error:
-        raise BadInput(f"{run.metrics} is broken: {error}; remove the line that is no JSON") from None
-    files = sorted(run.eval.glob("*.json"), key=_order)
-    contents = {file.stem: _read_object(file) for file in files}
+    contents = {file.stem: read_json(file) for file in sorted(run.eval.glob("*.json"), key=_order)}
     changes = contents.pop("changes", {})
     for label in contents:
         read_cells(run.eval / f"{label}.json")  # says what is wrong with it
-    summary = _read_object(run.summary) if run.summary.exists() else {}
+    rows, summary = read_metrics(run.metrics), read_json(run.summary)
     return Record(run, config, problem, rows, summary, contents, changes, compare(contents))
 
 
-def compare(evaluations: dict[str, dict[str, Any]]) -> Comparison | None:
-    """Base and final where the run has them, else the first and the last evaluation along the way."""
+def compare(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Base and final where the run has them, else the first and the last evaluation along the way: before and after.
+
+    {labels: of their files, names: for a reader, cells: [(before, after)] of each task and prompt, without a cap}.
+    """
     along = [label for label in evaluations if re.fullmatch(r"step-\d+", label)]
-    if {"base", "final"} <= evaluations.keys():
-        labels, names = ("base", "final"), ("base", "trained")
-    elif len(along) > 1:
-        labels = along[0], along[-1]
-        names = labels[0].replace("-", " "), labels[1].replace("-", " ")
-    else:
+    labels = ["base", "final"] if {"base", "final"} <= evaluations.keys() else [*along[:1], *along[1:][-1:]]
+    found: list[dict[tuple[str, str], list[dict[str, Any]]]] = []
+    for label in labels:
+        found.append({})
+        for cell in evaluations[label]["cells"]:
+            found[-1].setdefault((cell["task"], cell["prompt"]), []).append(cell)
+    if len(found) < 2:
         return None
-    before, after = (_by_task(evaluations[label]["cells"]) for label in labels)
-    cells = [(headline(before[key]), headline(after[key])) for key in before if key in after]
-    return Comparison(labels, names, cells) if cells else None
-
-
-def _by_task(cells: list[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    found: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        found.setdefault((cell["task"], cell["prompt"]), []).append(cell)
-    return found
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        return TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BadInput(f"{path} is broken: {error.errors()[0]['msg']}; remove it or make it anew") from None
+    cells = [(headline(cells), headline(found[1][key])) for key, cells in found[0].items() if key in found[1]]
+    names = [label.replace("final", "trained").replace("-", " ") for label in labels]
+    return {"labels": labels, "names": names, "cells": cells} if cells else None
 
 
 def _order(path: Path) -> tuple[bool, bool, int, str]:

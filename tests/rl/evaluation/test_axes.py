@@ -95,7 +95,8 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_pictures_hold_the_points_and_the_verdict(axes: Axes) -> None:
     assert axes.train is not None
-    (plot,) = train_figure(axes).axes
+    assert axes.thinking is not None
+    (plot,) = train_figure(axes.train).axes
     assert set(labels(plot)) == {"fit", "predicted from it, 95 %", "measured", "held out", "seed-2"}
     drawn = {
         part.get_label(): np.asarray(part.lines[0].get_xdata())
@@ -103,7 +104,7 @@ def test_pictures_hold_the_points_and_the_verdict(axes: Axes) -> None:
         if isinstance(part, ErrorbarContainer)
     }
     assert [*drawn["measured"], *drawn["held out"]] == list(axes.train.compute)
-    (plot,) = thinking_figure(axes).axes
+    (plot,) = thinking_figure(axes.thinking).axes
     assert plot.get_xscale() == "log"
     assert {"base", "final", "final, answers at once", "final, pass@k, derived", "frontier of all"} <= set(labels(plot))
 
@@ -113,7 +114,7 @@ def test_the_frontier_never_falls_and_no_point_is_above_it() -> None:
     base = Thinker("base", tuple(Cell("cot", cap, tokens, share(value), {}, {}) for cap, tokens, value in caps))
     sampled = Cell("cot", None, 50.0, share(0.5), {1: 0.5, 4: 0.8}, {1: 0.5, 4: 0.55})
     axis = measure_thinking([base, Thinker("final", (sampled,))])
-    (plot,) = thinking_figure(Axes(None, axis)).axes
+    (plot,) = thinking_figure(axis).axes
     (line,) = (line for line in plot.lines if line.get_label() == "frontier of all")
     found = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))  # type: ignore[arg-type]
     assert found == {18.0: 0.15, 26.0: 0.15, 42.0: 0.2, 50.0: 0.5, 200.0: 0.8}
@@ -128,10 +129,14 @@ def labels(plot: Any) -> list[str]:
 
 
 def test_few_points_are_drawn_without_a_fit(tmp_path: Path) -> None:
-    (plot,) = train_figure(read_axes([write_run(tmp_path / "few", steps=(0, 10, 20))])).axes
+    few = read_axes([write_run(tmp_path / "few", steps=(0, 10, 20))]).train
+    assert few is not None
+    (plot,) = train_figure(few).axes
     assert labels(plot) == ["measured"]
 
 
 def test_too_few_for_a_check_are_all_fitted(tmp_path: Path) -> None:
-    (plot,) = train_figure(read_axes([write_run(tmp_path / "some", steps=(0, 10, 20, 30, 40))])).axes
+    some = read_axes([write_run(tmp_path / "some", steps=(0, 10, 20, 30, 40))]).train
+    assert some is not None
+    (plot,) = train_figure(some).axes
     assert set(labels(plot)) == {"fit", "measured"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rewards.errors import BadInput
-from rl.evaluation.sources import read_cells, read_run, read_sources, read_thinkers
+from rl.evaluation.sources import read_cells, read_run, read_sources
 from tests.rl.evaluation.synthetic import CAPS, cell, outcomes, write_cells, write_run
 
 
@@ -23,7 +23,7 @@ def test_points_of_both_axes(run: Path) -> None:
     assert [point.step for point in points.points] == [0, 10, 20]
     assert points.points[0].compute == {"flops": 0, "tokens": 0, "steps": 0, "seconds": 0}
     assert points.points[2].compute == {"flops": 2e12, "tokens": 800_000, "steps": 20, "seconds": 400}
-    policies = read_thinkers(run)
+    policies = points.thinkers
     assert [policy.name for policy in policies] == ["base", "step 80", "final"]
     final = policies[-1]
     assert [c.budget for c in final.caps] == [*CAPS, None]

@@ -12,7 +12,6 @@ from rl.evaluation import training
 from rl.evaluation.accuracy import Accuracy, Array
 from rl.evaluation.fits import Fit
 from rl.evaluation.training import Run, TrainPoint, measure_slope, measure_training, name_bottleneck, predict
-from rl.evaluation.words import say_training
 from tests.rl.evaluation.synthetic import CURVE, accuracy, outcomes
 
 STEPS = tuple(range(0, 170, 10))
@@ -40,7 +39,7 @@ def test_the_first_half_foretells_the_second(told: bool) -> None:
     assert axis.band_at_end is not None
     assert axis.inside >= 0.8
     assert axis.band_at_end < 0.15
-    assert "band that the first predicts" in say_training(axis)
+    assert "band that the first predicts" in axis.words
 
 
 def test_the_band_holds_new_points_about_95_times_in_100() -> None:
@@ -104,13 +103,13 @@ def test_too_few_points_say_less(count: int, fitted: bool, checked: bool) -> Non
     assert (axis.slope is not None, axis.inside is not None, axis.split < count) == (checked,) * 3
     if not checked:
         assert axis.verdict == "undecided"
-        assert "too few points" in say_training(axis)
+        assert "too few points" in axis.words
 
 
 def test_without_the_base_there_is_no_fit() -> None:
     axis = measure_training(run_on(CURVE.at, STEPS[1:]), "flops")
     assert (axis.prediction, axis.verdict) == (None, "undecided")
-    assert "step-0" in say_training(axis)
+    assert "step-0" in axis.words
 
 
 def test_points_are_ordered_by_compute() -> None:

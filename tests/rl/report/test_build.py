@@ -161,7 +161,7 @@ def test_hostile_text_is_shown_and_stays_text(hostile: RunDir) -> None:
     [
         ("final", "{", "final.json"),
         ("final", '{"cells": [{"task": "t"}]}', "final.json"),
-        ("changes", "[1]", "changes.json is broken"),
+        ("changes", "[1]", "changes.json must hold a JSON object"),
     ],
 )
 def test_a_broken_file_is_named(unfinished: RunDir, label: str, content: str, words: str) -> None:

@@ -72,7 +72,7 @@ def test_picks_are_few_the_same_each_time_and_spread_over_difficulty() -> None:
 )
 def test_thinking_and_answer_are_told_apart(text: str, thinking: str, answer: str | None) -> None:
     shown = read_side(chain(text), TEMPLATE)
-    assert (shown.thinking, shown.answer) == (thinking, answer)
+    assert (shown["thinking"], shown["answer"]) == (thinking, answer)
 
 
 def test_a_model_without_thinking_only_answers() -> None:
@@ -84,4 +84,4 @@ def test_a_model_without_thinking_only_answers() -> None:
         "c", "p", ids, len(prompt), flags, [0.0] * len(ids), [(len(prompt), 0)], "length", Score(1.0, True, "ok")
     )
     shown = read_side(bare, plain)
-    assert (shown.thinking, shown.answer) == ("", "b</think>c")
+    assert (shown["thinking"], shown["answer"]) == ("", "b</think>c")

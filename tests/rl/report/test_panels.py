@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rl.report
-from rl.report.figures import STYLE, VARIABLES
+from rl.report.figures import COLOURS, STYLE
 from rl.report.panels import PANELS, Panel, column, draw_panels
 
 LINE = Panel("Line", {"a": "one", "b": "two"})
@@ -26,31 +26,31 @@ def rows(**columns: Any) -> list[dict[str, Any]]:
 
 def test_a_panel_shows_first_and_last_value_around_what_is_missing() -> None:
     (drawn,) = draw_panels((LINE,), rows(a=[None, 0.25, 0.5, None]))
-    assert drawn.change == "0.25 → 0.5"
-    assert drawn.legend == [("blue", "one")]
+    assert drawn["change"] == "0.25 → 0.5"
+    assert drawn["legend"] == [("blue", "one")]
 
 
 def test_what_is_zero_or_missing_is_not_drawn() -> None:
     zero, absent = Panel("Zero", {"z": "z"}), Panel("Absent", {"q": "q"})
     drawn = draw_panels((LINE, zero, absent), rows(a=[1, 2], z=[0, 0]))
-    assert [one.panel for one in drawn] == [LINE]
-    assert drawn[0].legend == [("blue", "one")]
+    assert [one["title"] for one in drawn] == ["Line"]
+    assert drawn[0]["legend"] == [("blue", "one")]
     assert draw_panels((LINE,), []) == []
 
 
 def test_the_mismatch_panel_has_its_bound() -> None:
     data = rows(**{"mismatch_kl/fresh": [1e-13, 2e-13]})
     bounded, free = (draw_panels(PANELS, data, bound)[0] for bound in (1e-6, None))
-    assert ("red", "bound 1 \u00d7 10⁻⁶") in bounded.legend
-    assert "var(--red)" in bounded.svg
-    assert "var(--red)" not in free.svg
+    assert ("red", "bound 1 \u00d7 10⁻⁶") in bounded["legend"]
+    assert "var(--red)" in bounded["svg"]
+    assert "var(--red)" not in free["svg"]
 
 
 def test_throughput_is_tokens_over_time() -> None:
     data = rows(**{"tokens/generated": [300], "time/rollout": [1.5], "tokens/trained": [300], "time/learn": [0.5]})
-    drawn = {one.panel.title: one for one in draw_panels(PANELS, data)}["Throughput"]
-    assert drawn.change == "200 → 200"
-    assert [name for _, name in drawn.legend] == ["rollout", "learning"]
+    drawn = {one["title"]: one for one in draw_panels(PANELS, data)}["Throughput"]
+    assert drawn["change"] == "200 → 200"
+    assert [name for _, name in drawn["legend"]] == ["rollout", "learning"]
 
 
 def test_long_runs_are_averaged() -> None:
@@ -65,19 +65,19 @@ def test_long_runs_are_averaged() -> None:
 
 def test_a_long_run_makes_no_large_page() -> None:
     data = rows(**{f"samples/{name}": [i % 9 + 1 for i in range(20_000)] for name in ("ok", "wrong", "truncated")})
-    assert sum(len(drawn.svg) for drawn in draw_panels(PANELS, data)) < 200_000
+    assert sum(len(drawn["svg"]) for drawn in draw_panels(PANELS, data)) < 200_000
 
 
 def test_a_figure_has_no_colour_of_its_own_and_no_shared_ids() -> None:
     with mpl.rc_context(STYLE):
         drawn = draw_panels((LINE, STACK), rows(a=[1, 2], b=[2, 1]))
-    assert not [code for one in drawn for code in re.findall(r"#[0-9a-fA-F]{6}\b", one.svg)]
-    assert set(VARIABLES.values()) <= palettes()[0].keys() == palettes()[1].keys()
-    ids = [set(re.findall(r'\bid="([^"]+)"', one.svg)) for one in drawn]
+    assert not [code for one in drawn for code in re.findall(r"#[0-9a-fA-F]{6}\b", one["svg"])]
+    assert set(COLOURS) <= palettes()[0].keys() == palettes()[1].keys()
+    ids = [set(re.findall(r'\bid="([^"]+)"', one["svg"])) for one in drawn]
     assert ids[0]
     assert not ids[0] & ids[1]
     for one, own in zip(drawn, ids, strict=True):
-        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', one.svg)) <= own
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', one["svg"])) <= own
 
 
 def test_the_same_rows_give_the_same_figure() -> None:
