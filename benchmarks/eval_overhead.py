@@ -82,16 +82,16 @@ async def full(request: EvalRequest, template: Template, sampler: Sampler, exact
     """Seconds of the whole evaluation."""
     began, plan = time.monotonic(), request.plan()
     with tempfile.TemporaryDirectory() as scratch:
-        exam = make_exam(request, [load_task(spec) for spec in request.tasks], template)
+        questions, task_of = make_exam(request, [load_task(spec) for spec in request.tasks], template)
         kept = EvalStore(Path(scratch) / "e.samples.jsonl.zst", asdict(plan), resume=False)
         kept.begin()
         async with RewardPool() as pool:
-            for spec in {repr(spec): spec for spec in exam.spec_of.values()}.values():
+            for spec in {repr(q.problem.reward): q.problem.reward for q in questions}.values():
                 await pool.load(spec)
-            examiner = Examiner(sampler, template, pool, lambda problem: exam.spec_of[problem.id], plan)
-            await answer_all(examiner, exam.questions, kept, exact, lambda: None)
+            examiner = Examiner(sampler, template, pool, lambda problem: problem.reward, plan)
+            await answer_all(examiner, questions, kept, exact, lambda: None)
         make_cells(
-            list(kept.groups.values()), plan, lambda p: exam.task_of[p.id].name, text_of=template.response_text,
+            list(kept.groups.values()), plan, lambda p: task_of[p.id], text_of=template.response_text,
             ks=request.ks, model=request.target, split=request.split,
         )  # fmt: skip
     return time.monotonic() - began

@@ -12,9 +12,8 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rl.provenance import installed as installed_versions
 
@@ -27,8 +26,7 @@ NEEDED = ("torch", "transformers", "trl", "peft", "accelerate")
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One row."""
 
     name: str
@@ -46,10 +44,10 @@ def doctor(as_json: bool) -> int:
     checks = run_checks()
     failed = any(check.status == "fail" for check in checks)
     table = Table("check", "status", "found", "fix", box=None, pad_edge=False)
-    for check in checks:
-        table.add_row(check.name, Text(check.status, COLOURS[check.status]), Text(check.detail), Text(check.fix))
+    for name, status, *words in checks:
+        table.add_row(name, Text(status, COLOURS[status]), *map(Text, words))
     if as_json:
-        print(json.dumps({"checks": [asdict(check) for check in checks], "ok": not failed}, indent=2))
+        print(json.dumps({"checks": [check._asdict() for check in checks], "ok": not failed}, indent=2))
     else:
         Console().print(table)
     return int(failed)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -21,7 +22,7 @@ from rewards.types import Problem, Split
 from rl.build import model_context
 from rl.evaltarget import Target, open_sampler, resolve_target
 from rl.exits import Stopped, StopSignal
-from rl.progress import ChainProgress
+from rl.progress import RunProgress
 from rl.provenance import result_file
 from rl.rundir import write_json
 from rollout.client import ServerDown
@@ -74,27 +75,26 @@ class EvalRequest:
         return Plan(max(self.ks), self.temperature, self.budgets, max_tokens, self.answer, self.seed)
 
 
-def parse_list(text: str, option: str, least: int) -> tuple[int, ...]:
-    """`1,4` -> (1, 4), each at `least` that. Raises BadInput."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
-        raise BadInput(f"{option} {text!r} is not a comma-separated list of whole numbers, {least} or more")
-    return tuple(map(int, parts))
+def parse_request(tasks: list[str], ks: str, budgets: str, prompts: str, **others: Any) -> EvalRequest:
+    """The options of the command line; the lists among them come as text. Raises BadInput."""
+    numbers = parse_list(ks, "--k", "0*[1-9][0-9]*", "whole numbers, 1 or more")
+    caps = parse_list(budgets, "--budget", "[0-9]+|none", "whole numbers, 0 or more, or none")
+    styles: Any = parse_list(prompts, "--prompt", "|".join(get_args(Style)), ", ".join(get_args(Style)))
+    return EvalRequest(
+        tasks=parse_tasks(tasks),
+        ks=tuple(map(int, numbers)) or (1,),
+        budgets=tuple(None if cap == "none" else int(cap) for cap in caps) or (None,),
+        prompts=styles or ("cot",),
+        **others,
+    )
 
 
-def parse_budgets(text: str) -> tuple[int | None, ...]:
-    """`0,64,none` -> (0, 64, None); nothing -> (None,): no cap. Raises BadInput."""
-    parts = [part.strip() for part in text.split(",") if part.strip()] or ["none"]
-    return tuple(dict.fromkeys(None if part == "none" else parse_list(part, "--budget", 0)[0] for part in parts))
-
-
-def parse_prompts(text: str) -> tuple[Style, ...]:
-    """`cot,direct` -> ("cot", "direct"). Raises BadInput."""
-    names = dict.fromkeys(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in get_args(Style):
-            raise BadInput(f"--prompt {name!r} is none of {', '.join(get_args(Style))}")
-    return cast(tuple[Style, ...], tuple(names))
+def parse_list(text: str, option: str, pattern: str, words: str) -> tuple[str, ...]:
+    """`1, 4` -> ("1", "4"), each once. Raises BadInput, which asks for `words`, where a part is not of the pattern."""
+    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not all(re.fullmatch(pattern, part) for part in parts):
+        raise BadInput(f"{option} {text!r} is not a comma-separated list of {words}")
+    return parts
 
 
 def parse_tasks(texts: list[str]) -> tuple[str, ...]:
@@ -109,15 +109,6 @@ def parse_tasks(texts: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Exam:
-    """What a request comes to: every question, and the task and the reward of each problem (by its id)."""
-
-    questions: list[Question]
-    task_of: dict[str, Task]
-    spec_of: dict[str, Any]
-
-
 def run_eval(request: EvalRequest) -> None:
     """Evaluate, write and print; everything that can be refused is refused before a server starts."""
     out = request.out
@@ -129,13 +120,13 @@ def run_eval(request: EvalRequest) -> None:
     template = Template.load(target.path, think=target.think)
     for style in request.prompts:
         plan.of(style).check(template)
-    exam = make_exam(request, tasks, template)
-    asked = {} if out is None else what_was_asked(request, target, plan, exam)
+    questions, task_of = make_exam(request, tasks, template)
+    asked = {} if out is None else what_was_asked(request, target, plan, questions)
     samples = None if out is None else out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
     kept = EvalStore(samples, asked, request.resume)
-    asyncio.run(_answer(request, target, template, plan, exam, kept))
+    asyncio.run(_answer(target, template, plan, questions, kept))
     cells = make_cells(
-        [kept.groups[q.style, q.problem.id] for q in exam.questions], plan, lambda p: exam.task_of[p.id].name,
+        [kept.groups[q.style, q.problem.id] for q in questions], plan, lambda problem: task_of[problem.id],
         text_of=template.response_text, ks=request.ks, model=target.name, split=request.split,
     )  # fmt: skip
     result = result_file(cells)
@@ -147,20 +138,23 @@ def run_eval(request: EvalRequest) -> None:
         Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(cells))
 
 
-def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> Exam:
-    """The problems of all tasks in all prompt styles. Raises BadInput for a prompt that the model can't read."""
+def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> tuple[list[Question], dict[str, str]]:
+    """The problems of all tasks, each with its reward, in all prompt styles; and the task string of each problem's id.
+
+    Raises BadInput for a prompt that the model can't read.
+    """
     chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
-    task_of = {problem.id: task for problem, task in chosen}
-    problems = [problem for problem, _ in chosen]
+    problems = [replace(p, reward=request.reward or p.reward or task.reward) for p, task in chosen]
+    task_of = {problem.id: task.name for problem, task in chosen}
     shots = {task.name: worked_examples(task, request.shots) for task in tasks if "fewshot" in request.prompts}
+
+    def examples(problem: Problem) -> list[Shot]:
+        return shots[task_of[problem.id]]
+
     questions: list[Question] = []
     for style in request.prompts:
-        if style == "fewshot":
-            questions += make_questions(problems, template, style, lambda p: shots[task_of[p.id].name])
-        else:
-            questions += make_questions(problems, template, style)
-    spec_of = {problem.id: request.reward or problem.reward or task.reward for problem, task in chosen}
-    return Exam(questions, task_of, spec_of)
+        questions += make_questions(problems, template, style, examples if style == "fewshot" else lambda _: [])
+    return questions, task_of
 
 
 def worked_examples(task: Task, count: int) -> list[Shot]:
@@ -183,13 +177,13 @@ def _problems(task: Task, request: EvalRequest) -> list[Problem]:
     return found
 
 
-def what_was_asked(request: EvalRequest, target: Target, plan: Plan, exam: Exam) -> dict[str, Any]:
+def what_was_asked(request: EvalRequest, target: Target, plan: Plan, questions: list[Question]) -> dict[str, Any]:
     """What the chains of an evaluation depend on, for --resume to compare."""
-    rows = [[q.style, q.prompt_ids, asdict(q.problem), exam.spec_of[q.problem.id]] for q in exam.questions]
+    rows = [[q.style, q.prompt_ids, asdict(q.problem)] for q in questions]
     return {
         "model": target.name,
         "weights": target.fingerprint(),
-        "sampler": "server" if target.url is not None else target.sampler,
+        "sampler": target.sampler,
         "tasks": list(request.tasks),
         "split": request.split,
         "prompts": list(request.prompts),
@@ -199,39 +193,33 @@ def what_was_asked(request: EvalRequest, target: Target, plan: Plan, exam: Exam)
     }
 
 
-async def _answer(
-    request: EvalRequest, target: Target, template: Template, plan: Plan, exam: Exam, kept: EvalStore
-) -> None:
+async def _answer(target: Target, template: Template, plan: Plan, questions: list[Question], kept: EvalStore) -> None:
     """Have every question answered that is not kept from before; a signal keeps what is there and stops the server."""
-    context = max(len(q.prompt_ids) for q in exam.questions) + plan.max_tokens + len(template.close_ids)
+    context = max(len(q.prompt_ids) for q in questions) + plan.max_tokens + len(template.close_ids)
     if context > model_context(target.path):
         raise BadInput(f"prompts and --max-tokens {plan.max_tokens} need {context} tokens of context; lower it")
-    left, total = len(kept.unanswered(exam.questions)), plan.samples * len(exam.questions)
+    left, total = len(kept.unanswered(questions)), plan.samples * len(questions)
     if not left:
         return
 
     async def work() -> None:
         async with RewardPool() as pool:
-            for spec in {repr(spec): spec for spec in exam.spec_of.values()}.values():
+            for spec in {repr(q.problem.reward): q.problem.reward for q in questions}.values():
                 await pool.load(spec)
-            async with open_sampler(target, context, request.seed) as sampler:
-                examiner = Examiner(sampler, template, pool, lambda problem: exam.spec_of[problem.id], plan)
+            async with open_sampler(target, context, plan.seed) as sampler:
+                examiner = Examiner(sampler, template, pool, lambda problem: problem.reward, plan)
                 kept.begin()
-                with ChainProgress(total, total - plan.samples * left) as progress:
-                    await answer_all(examiner, exam.questions, kept, target.exact, progress.chain)
+                with RunProgress(total, total - plan.samples * left) as progress:
+                    await answer_all(examiner, questions, kept, target.exact, progress.chain)
 
     with StopSignal() as stop:
         try:
             await stop.guard(work())
-        except Stopped as stopped:
-            raise Stopped(stopped.signum, _kept(kept, exam)) from None
-        except ServerDown as down:
-            raise Fault(f"{down}{_kept(kept, exam)}") from None
-
-
-def _kept(kept: EvalStore, exam: Exam) -> str:
-    done = f" after {len(kept.groups)} of {len(exam.questions)} questions"
-    return f"{done}, kept in {kept.path}; --resume goes on" if kept.path and kept.groups else done
+        except (Stopped, ServerDown) as error:
+            done = f" after {len(kept.groups)} of {len(questions)} questions"
+            if kept.path and kept.groups:
+                done += f", kept in {kept.path}; --resume goes on"
+            raise (Stopped(error.signum, done) if isinstance(error, Stopped) else Fault(f"{error}{done}")) from None
 
 
 def _table(cells: list[dict[str, Any]]) -> Table:

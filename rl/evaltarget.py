@@ -28,23 +28,22 @@ from rollout.types import Sampler
 
 @dataclass(frozen=True)
 class Target:
-    """A name for the cells, a directory with config and tokenizer, maybe a server that has the model."""
+    """What is evaluated: a directory with config and tokenizer, and where its weights are."""
 
-    name: str
+    name: str  # of the cells; a server's URL
     path: str
-    url: str | None
     think: bool
-    sampler: str  # vllm or transformers
+    sampler: str  # vllm, transformers, or server: it has the model already
 
     @property
     def exact(self) -> bool:
         """Whether asking the same at once gives the same bits."""
-        return self.url is None and self.sampler == "transformers"
+        return self.sampler == "transformers"
 
     def fingerprint(self) -> str:
         """What tells this model from another at the same place; a server's weights can't be told, only its address."""
-        if self.url is not None:
-            return self.url
+        if self.sampler == "server":
+            return self.name
         digest = hashlib.sha256()
         for file in sorted(Path(self.path).iterdir()):
             if file.suffix in (".safetensors", ".bin", ".gguf") or file.name == "config.json":
@@ -56,58 +55,47 @@ class Target:
 def resolve_target(text: str, sampler: str, think: bool, tokenizer: Path | None) -> Target:
     """A URL, a run directory (its newest checkpoint) or a model directory. Raises BadInput."""
     if text.startswith(("http://", "https://")):
-        path = str(tokenizer) if tokenizer is not None else _served_model(text)
-        return Target(text, path, text, think, sampler)
+        return Target(text, str(tokenizer or _served_model(text)), think, "server")
     if RunDir(Path(text)).config.is_file():
         run, config = open_run(Path(text))
         found = latest_checkpoint(run.checkpoints, lambda line: print(f"ponder: {line}", file=sys.stderr))
         if found is None:
             raise BadInput(f"{text} is a run without a checkpoint; let it reach train.checkpoint_every steps")
-        return Target(f"{text}@{found.step}", str(found.path), None, config.model.think and think, sampler)
+        return Target(f"{text}@{found.step}", str(found.path), config.model.think and think, sampler)
     model_context(text)
-    return Target(text, text, None, think, sampler)
+    return Target(text, text, think, sampler)
 
 
 @contextlib.asynccontextmanager
 async def open_sampler(target: Target, context: int, seed: int) -> AsyncIterator[Sampler]:
     """What samples from the target, with room for `context` tokens; a server that it takes ends with the block."""
-    server = None
-    if target.url is not None:
-        sampler: Sampler = VllmClient([target.url], _key(), context=context)
-    elif target.exact:
-        from rl.model import load_policy
-        from rollout.transformers_sampler import TransformersSampler
+    async with contextlib.AsyncExitStack() as stack:
+        if target.sampler == "server":
+            sampler: Sampler = VllmClient([target.name], _key(), context=context)
+        elif target.exact:
+            from rl.model import load_policy
+            from rollout.transformers_sampler import TransformersSampler
 
-        model, _ = load_policy(target.path, "float32", seed, attention="sdpa")
-        sampler = TransformersSampler(model, context=context, pad_id=0)
-    else:
-        server, sampler = await _start_server(target, context, seed)
-    try:
+            model, _ = load_policy(target.path, "float32", seed, attention="sdpa")
+            sampler = TransformersSampler(model, context=context, pad_id=0)
+        else:
+            from rl.model import has_weights, load_policy, save_model
+
+            scratch, path = Path(tempfile.mkdtemp(prefix="ponder-eval-")), target.path  # removed with the server
+            if not has_weights(path):
+                path = str(scratch / "model")
+                save_model(load_policy(target.path, "float32", seed)[0], target.path, path)
+            spec = ServerSpec(
+                model=path, dtype="float32", max_model_len=context, seed=seed, port=free_port(), sync_dir=None,
+                load_format="auto", kv_cache_gb=1.0, gpu_memory_utilization=0.9, eager=True, threads=None,
+            )  # fmt: skip
+            key, log = secrets.token_urlsafe(24), scratch / "server.log"
+            print("ponder: starting vLLM", file=sys.stderr)
+            server = await ServerProcess.start(spec, log=log, key=key, hardware=probe(), owned_dirs=(scratch,))
+            stack.push_async_callback(server.stop)
+            sampler = VllmClient([server.url], key, context=context)
+        stack.push_async_callback(sampler.aclose)
         yield sampler
-    finally:
-        await sampler.aclose()
-        if server is not None:
-            await server.stop()
-
-
-async def _start_server(target: Target, context: int, seed: int) -> tuple[ServerProcess, VllmClient]:
-    from rl.model import has_weights, load_policy, save_model
-
-    scratch = Path(tempfile.mkdtemp(prefix="ponder-eval-"))  # removed with the server
-    path = target.path
-    if not has_weights(path):
-        path = str(scratch / "model")
-        save_model(load_policy(target.path, "float32", seed)[0], target.path, path)
-    spec = ServerSpec(
-        model=path, dtype="float32", max_model_len=context, seed=seed, port=free_port(), sync_dir=None,
-        load_format="auto", kv_cache_gb=1.0, gpu_memory_utilization=0.9, eager=True, threads=None,
-    )  # fmt: skip
-    key = secrets.token_urlsafe(24)
-    print("ponder: starting vLLM", file=sys.stderr)
-    server = await ServerProcess.start(
-        spec, log=scratch / "server.log", key=key, hardware=probe(), owned_dirs=(scratch,)
-    )
-    return server, VllmClient([server.url], key, context=context)
 
 
 def _served_model(url: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from rl.rundir import RunDir, write_json
 from rollout.budget import Budget, extend_thinking
 from rollout.collect import EVAL_STEP, Examiner, Scorer, gather_all, score_chain
 from rollout.evaluate import evaluate, make_cells
+from rollout.prompt import read_json
 from rollout.sampling import SamplingParams, request_seed
 from rollout.store import SampleStore, read
 from rollout.types import Chain, Group, Sampler
@@ -77,17 +77,14 @@ class Evaluator:
 
 async def patient_groups(setup: Setup, groups: Sequence[Group], sampler: Sampler, pool: Scorer) -> list[Group]:
     """The base's chains gone on with: every close is taken back until the chain itself claims a hit."""
-    config, template = setup.config, setup.template
-    budget = Budget(None, config.budget.answer)
-    params = SamplingParams(
-        config.rollout.max_tokens, template.stop_ids, seed=0, temperature=config.rollout.temperature
-    )
+    plan, template = setup.plan, setup.template
+    params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
 
     async def one(group: Group, k: int, chain: Chain) -> Chain:
-        seeds = partial(request_seed, config.seed, EVAL_STEP, group.problem.id, k)
+        problem, budget = group.problem, Budget(None, plan.answer)
+        seeds = partial(request_seed, plan.seed, EVAL_STEP, problem.id, k)
         longer = await extend_thinking(sampler, template, chain, params, budget, seeds, claims_a_hit)
-        spec = setup.spec_of(group.problem)
-        return await score_chain(longer, group.problem, template=template, pool=pool, spec=spec)
+        return await score_chain(longer, problem, template=template, pool=pool, spec=setup.spec_of(problem))
 
     chains = iter(await gather_all(one(g, k, chain) for g in groups for k, chain in enumerate(g.chains)))
     return [Group(g.problem, [next(chains) for _ in g.chains], g.step) for g in groups]
@@ -95,8 +92,7 @@ async def patient_groups(setup: Setup, groups: Sequence[Group], sampler: Sampler
 
 def claims_a_hit(thinking: str) -> bool:
     """Whether the last finished attempt is one that the chain takes for a hit."""
-    tries = read_tries(thinking)
-    return bool(tries) and tries[-1].claimed
+    return any(attempt.claimed for attempt in read_tries(thinking)[-1:])
 
 
 def patient_cells(setup: Setup, groups: Sequence[Group], label: str) -> Cells:
@@ -140,5 +136,4 @@ def read_groups(run: RunDir, label: str) -> list[Group]:
 
 def read_cells(run: RunDir, label: str) -> Cells | None:
     """The cells of one evaluation of a run, None where it was not made."""
-    path = run.eval / f"{label}.json"
-    return json.loads(path.read_text())["cells"] if path.exists() else None
+    return read_json(run.eval / f"{label}.json").get("cells")

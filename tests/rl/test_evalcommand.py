@@ -18,8 +18,8 @@ import pytest
 from rewards.errors import BadInput
 from rewards.tasks import load_task
 from rl import evalcommand
-from rl.evalcommand import parse_budgets, parse_list, parse_tasks, worked_examples
-from rl.progress import ChainProgress
+from rl.evalcommand import EvalRequest, parse_request, parse_tasks, worked_examples
+from rl.progress import RunProgress
 from rollout import evalstore
 from rollout.evalstore import EvalStore
 from rollout.server.middleware import KEY_VARIABLE
@@ -46,18 +46,34 @@ def cells_of(out: Path) -> list[dict[str, Any]]:
     return cells
 
 
+def parsed(**lists: str) -> EvalRequest:
+    """A request of which these options are given."""
+    lists = {"ks": "1", "budgets": "", "prompts": "cot"} | lists
+    others: dict[str, Any] = {
+        "target": "m", "problems": 1, "split": "test", "shots": 3, "temperature": 1.0, "max_tokens": None, "answer": 64,
+        "reward": None, "sampler": "vllm", "think": True, "tokenizer": None, "seed": 0, "out": None, "resume": False,
+        "as_json": False,
+    }  # fmt: skip
+    return parse_request(tasks=["letters"], **lists, **others)
+
+
 class TestParsing:
     def test_budgets(self) -> None:
-        assert parse_budgets("0,64, none,64") == (0, 64, None)
-        assert parse_budgets("") == (None,)
+        assert parsed(budgets="0,64, none,64").budgets == (0, 64, None)
+        assert parsed(budgets="").budgets == (None,)
         for wrong in ("-1", "1.5", "all"):
             with pytest.raises(BadInput, match="--budget"):
-                parse_budgets(wrong)
+                parsed(budgets=wrong)
 
     def test_ks(self) -> None:
-        assert parse_list("1, 8", "--k", 1) == (1, 8)
+        assert parsed(ks="1, 8").ks == (1, 8)
         with pytest.raises(BadInput, match=r"--k '0'.*1 or more"):
-            parse_list("0", "--k", 1)
+            parsed(ks="0")
+
+    def test_prompts(self) -> None:
+        assert parsed(prompts="direct, cot,direct").prompts == ("direct", "cot")
+        with pytest.raises(BadInput, match=r"--prompt 'cot,x'.*cot, direct, fewshot"):
+            parsed(prompts="cot,x")
 
     def test_tasks_between_commas(self, tmp_path: Path) -> None:
         assert parse_tasks(["countdown?numbers=3,letters", "a.jsonl"]) == ("countdown?numbers=3", "letters", "a.jsonl")
@@ -125,15 +141,15 @@ def test_a_signal_keeps_what_is_done(
     whole, out = tmp_path / "whole.json", tmp_path / "e.json"
     assert ponder("eval", model, *SMALL, "--out", str(whole)) == 0
     with monkeypatch.context() as patched:
-        chain, seen = ChainProgress.chain, []
+        chain, seen = RunProgress.chain, []
 
-        def interrupted(self: ChainProgress) -> None:
+        def interrupted(self: RunProgress) -> None:
             chain(self)
             seen.append(1)
             if len(seen) == 13:
                 os.kill(os.getpid(), number)
 
-        patched.setattr(ChainProgress, "chain", interrupted)
+        patched.setattr(RunProgress, "chain", interrupted)
         assert ponder("eval", model, *SMALL, "--out", str(out)) == code
     assert re.search(r"after [67] of 16 questions, kept in .*--resume goes on", capsys.readouterr().err)
     assert not out.exists()
@@ -188,11 +204,7 @@ def test_worked_examples_are_train_problems_with_gold_answers(tmp_path: Path) ->
 
 
 def test_max_tokens_make_room_for_the_largest_budget() -> None:
-    request = evalcommand.EvalRequest(
-        target="m", tasks=(), problems=1, split="test", ks=(1, 4), budgets=(0, 512, None), prompts=("cot",), shots=3,
-        temperature=1.0, max_tokens=None, answer=64, reward=None, sampler="vllm", think=True, tokenizer=None, seed=0,
-        out=None, resume=False, as_json=False,
-    )  # fmt: skip
+    request = parsed(ks="1,4", budgets="0,512,none")
     assert (request.plan().max_tokens, request.plan().samples) == (576, 4)
 
 
