@@ -77,22 +77,23 @@ class RunScorer:
     def take_audit(self, step: int) -> tuple[Row, list[Row]]:
         """Metrics of a step's audit, and the disagreements, in order."""
         counts, rows = self.audits.pop(step, (Counter(), []))
-        return audit_metrics(counts), [{"step": step} | row for row in sorted(rows, key=lambda row: row["id"])]
+        metrics = {f"rewards/audit_{name}": value for name, value in audit_figures(counts).items()}
+        return metrics, [{"step": step} | row for row in sorted(rows, key=lambda row: row["id"])]
 
 
-def audit_metrics(counts: Counter[str]) -> Row:
+def audit_figures(counts: Counter[str]) -> dict[str, float]:
     """Counts, and the share of the right answers that the first verifier missed with its 95 % interval; {} for none.
 
     With p = disagreed / checked it is p * wrong / (right + p * wrong); the interval is Wilson's of p, put through that.
     """
     checked, disagreed, wrong, right = (counts[name] for name in COUNTS)
-    row: Row = {f"rewards/audit_{name}": counts[name] for name in COUNTS}
+    figures: dict[str, float] = {name: counts[name] for name in COUNTS}
     if checked:
         p = disagreed / checked
         for name, share in zip(("", "_low", "_high"), (p, *wilson(p, checked)), strict=True):
             missed = share * wrong
-            row[f"rewards/audit_false_negatives{name}"] = missed / (right + missed) if missed else 0.0
-    return row if wrong + right else {}
+            figures[f"false_negatives{name}"] = missed / (right + missed) if missed else 0.0
+    return figures if wrong + right else {}
 
 
 def check_rewards(groups: Sequence[Group], spec_of: Callable[[Problem], Any], bound: float) -> tuple[Row, list[str]]:

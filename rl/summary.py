@@ -6,6 +6,7 @@ final chains, and what the controls leave of the gain.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from rl.evaluator import Cells, describe, headline, read_cells, read_groups
 from rl.metrics import means, read_metrics
 from rl.provenance import command, versions
 from rl.rundir import RunDir, write_json
+from rl.scoring import COUNTS, audit_figures
 from rollout.evaluate import paired_gain, wilson
 from rollout.types import Chain, Group
 
@@ -26,12 +28,14 @@ def write_summary(setup: Setup, run: RunDir) -> None:
     config, rows = setup.config, read_metrics(run.metrics)
     last = rows[-1] if rows else {}
     base, final = read_cells(run, "base"), read_cells(run, "final")
+    audit = audit_figures(Counter({name: sum(row.get(f"rewards/audit_{name}", 0) for row in rows) for name in COUNTS}))
     summary: dict[str, Any] = {
         "steps": last.get("step", 0),
         "seconds": last.get("total/time/step", 0.0),
         "flops": {"train": last.get("total/flops/train", 0.0), "rollout": last.get("total/flops/rollout", 0.0)},
         "tokens": {"generated": last.get("total/tokens/generated", 0)},
         "reward": {"first": rows[0]["reward/mean"], "last": last["reward/mean"]} if rows else None,
+        "audit": audit,
         "sampler": config.sampler,
         "world_size": 1,
         "sharding": "none",
@@ -40,6 +44,12 @@ def write_summary(setup: Setup, run: RunDir) -> None:
         "seeds": [config.seed],
         "commands": [command()],
     }
+    if audit.get("disagreed"):
+        print(
+            "audit: a second verifier finds {disagreed} of {checked} answers judged wrong right; with them the first "
+            "misses {false_negatives:.1%} [{false_negatives_low:.1%}, {false_negatives_high:.1%}] of the right ones; "
+            "see audit.jsonl".format(**audit)
+        )
     if base and final:
         axes = read_axes([run.path])
         summary |= _outcome(setup, run, {"base": base, "final": final}) | {"verdict": verdicts(axes)}

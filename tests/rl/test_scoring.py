@@ -8,7 +8,7 @@ import pytest
 
 from rewards.errors import Fault
 from rewards.types import Extras, Problem, Score, Status
-from rl.scoring import RunScorer, audit_metrics, check_rewards
+from rl.scoring import RunScorer, audit_figures, check_rewards
 from rollout.evaluate import wilson
 from rollout.types import Chain, Group
 from tests.fakes import FakePool
@@ -78,15 +78,16 @@ def test_nothing_is_heard_again_without_a_share_a_step_or_a_second_verifier(
 
 def test_the_estimate_by_hand() -> None:
     """10 of 50 checked are right after all; of 200 wrong ones 40 would be, beside 160: 40 / 200."""
-    row = audit_metrics(Counter(checked=50, disagreed=10, wrong=200, right=160))
-    assert row["rewards/audit_false_negatives"] == pytest.approx(0.2)
+    found = audit_figures(Counter(checked=50, disagreed=10, wrong=200, right=160))
     low, high = wilson(0.2, 50)
-    assert row["rewards/audit_false_negatives_low"] == pytest.approx(low * 200 / (160 + low * 200))
-    assert row["rewards/audit_false_negatives_high"] == pytest.approx(high * 200 / (160 + high * 200))
-    assert audit_metrics(Counter(wrong=3)) == {f"rewards/audit_{n}": 3 * (n == "wrong") for n in
-                                              ("checked", "disagreed", "wrong", "right")}  # fmt: skip
-    assert audit_metrics(Counter(checked=3, wrong=3))["rewards/audit_false_negatives"] == 0
-    assert audit_metrics(Counter()) == {}
+    assert found == {
+        "checked": 50, "disagreed": 10, "wrong": 200, "right": 160, "false_negatives": pytest.approx(0.2),
+        "false_negatives_low": pytest.approx(low * 200 / (160 + low * 200)),
+        "false_negatives_high": pytest.approx(high * 200 / (160 + high * 200)),
+    }  # fmt: skip
+    assert audit_figures(Counter(wrong=3)) == {"checked": 0, "disagreed": 0, "wrong": 3, "right": 0}
+    assert audit_figures(Counter(checked=3, wrong=3))["false_negatives"] == 0
+    assert audit_figures(Counter()) == {}
 
 
 def groups(counts: dict[str, dict[Status, int]]) -> list[Group]:
