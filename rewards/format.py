@@ -1,6 +1,7 @@
 """The form of a response: a thinking block before an answer; quotations that are in the documents and bear it out."""
 
 import re
+from itertools import islice
 from typing import Any
 
 from rewards.answer import CLOSE, OPEN, after_thinking, final_answer, squeeze
@@ -31,7 +32,8 @@ def citation(response: str, problem: Problem) -> Score:
     text, answer = after_thinking(response), final_answer(response)
     if text is None or answer is None:
         return Score(0.0, False, "unparsed", detail="no final answer")
-    quotes = [(squeeze(straight or curly), cited) for straight, curly, cited in _QUOTE.findall(text)]
+    found = islice(_QUOTE.finditer(text), MAX_QUOTES + 1)
+    quotes = [(squeeze(quote[1] or quote[2] or ""), quote[3] or "") for quote in found]
     closed = text.count('"') % 2 == 0 and text.count("“") == text.count("”")
     verbatim = bool(quotes) and closed and len(quotes) <= MAX_QUOTES and all(_found(*q, documents) for q in quotes)
     evidence = problem.meta.get("evidence") or reference

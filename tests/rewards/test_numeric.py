@@ -39,7 +39,7 @@ RIGHT: list[tuple[Any, dict[str, Any], str]] = [  # reference, meta, answer
     (0.0015, {}, r"1.5\cdot10^{-3}"),
     (0.0015, {}, "1.5 x 10^-3"),
     (0.0015, {}, "1.5*10**(-3)"),
-    (0.0015, {}, "1.5×10⁻³"),
+    (0.0015, {}, "1.5\N{MULTIPLICATION SIGN}10⁻³"),
     (0.001, {}, "10^{-3}"),
     (1e-05, {}, "0.00001"),
     ("0.25", {}, "25 %"),
@@ -250,7 +250,7 @@ def test_the_final_answer_counts(response: str, correct: bool) -> None:
     ],
 )
 def test_a_row_that_makes_no_sense_is_bad_input(answer: Any, meta: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match="no quantity|from 0 up"):
+    with pytest.raises(BadInput, match=r"no quantity|from 0 up"):
         verdict("5", answer, **meta)
 
 

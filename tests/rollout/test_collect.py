@@ -148,3 +148,25 @@ async def test_cancelling_from_outside_leaves_nothing() -> None:
 
 async def test_no_problems_are_no_groups() -> None:
     assert await run(FakeSampler(thinker), problems=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "thought"),
+    [
+        ([30, 31, CLOSE, 32, EOS], {}, 2),  # neither the close nor the answer
+        ([CLOSE, 32, EOS], {}, 0),
+        ([30] * 30, {}, 20),  # cut inside its thinking
+        ([30] * 30, {"budgets": (5,)}, 5),  # the close was forced: inserted tokens don't count
+    ],
+)
+async def test_rewards_are_told_the_sampled_thinking_tokens(tokens: list[int], options: Any, thought: int) -> None:
+    told = []
+
+    class Pool(FakePool):
+        async def score(self, chain_id, response, problem, spec, truncated=False, extras=None):
+            told.append(extras.thinking_tokens)
+            return await super().score(chain_id, response, problem, spec, truncated)
+
+    sampler = FakeSampler(lambda ids, params: [32, EOS] if CLOSE in ids else tokens[: params.max_tokens])
+    await run(sampler, Pool(), problems=PROBLEMS[:1], **options)
+    assert told == [thought] * 4
