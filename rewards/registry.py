@@ -22,9 +22,17 @@ GROUP = "ponder.rewards"
 TRL_NAMES = frozenset({"prompts", "completions", "completion_ids"})  # parameters that none of our own rewards has
 COLUMNS = ("id", "task", "difficulty", "subtask", "answer")  # of a problem, passed to TRL-style functions beside meta
 BUILT_IN = {
+    "choice": "rewards.choice:choice",
+    "citation": "rewards.format:citation",
     "countdown": "rewards.countdown:countdown",
     "exact_match": "rewards.equality:exact_match",
+    "format": "rewards.format:format",
+    "gate": "rewards.compose:gate",
+    "length": "rewards.length:length",
     "letters": "rewards.tasks.letters:letters",
+    "numeric": "rewards.numeric:numeric",
+    "overlong": "rewards.length:overlong",
+    "weighted": "rewards.compose:weighted",
 }
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from rewards.errors import BadInput, nearest
 from rewards.tasks.arithmetic import Arithmetic
 from rewards.tasks.base import Generator, Task, build, check_names, parameters
+from rewards.tasks.chemistry import Chemistry
+from rewards.tasks.citation import Citation
 from rewards.tasks.countdown import Countdown
 from rewards.tasks.dataset import PREFIX, DataSet
 from rewards.tasks.jsonl import Jsonl
@@ -12,7 +14,9 @@ from rewards.tasks.letters import Letters
 from rewards.tasks.mixture import Mixture
 from rewards.types import Problem
 
-GENERATORS: dict[str, type[Generator]] = {kind.base: kind for kind in (Arithmetic, Countdown, Letters)}
+GENERATORS: dict[str, type[Generator]] = {
+    kind.base: kind for kind in (Arithmetic, Chemistry, Citation, Countdown, Letters)
+}
 
 
 def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
