@@ -15,14 +15,12 @@ import tenacity
 
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
-from rl.config import Config
 from rl.memory import Placement, place, serving_gpus
 from rl.rundir import RunDir, write_json
 from rl.sync import FilePush, WeightSource
 from rollout.client import ServerDown, VllmClient
 from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
-from rollout.server.hardware import Hardware
 from rollout.server.middleware import KEY_VARIABLE
 from rollout.server.process import ServerProcess, check_startable, free_port
 from rollout.types import Sampler
@@ -65,9 +63,10 @@ class ServedBackend(Backend):
 
     controls: Sequence[ServerControl] = ()
 
-    def connect(self, config: Config, urls: list[str], key: str, context: int, sync_dir: Path) -> None:
+    def connect(self, setup: Setup, urls: list[str], key: str, sync_dir: Path) -> None:
         """Reach servers that take `key` and see `sync_dir`."""
-        self.sampler: VllmClient = VllmClient(urls, key, context=context, timeout=config.rollout.request_timeout)
+        timeout = setup.config.rollout.request_timeout
+        self.sampler: VllmClient = VllmClient(urls, key, context=setup.context, timeout=timeout)
         self.controls = [ServerControl(url, key) for url in urls]
         self.pusher = FilePush(self.controls, sync_dir)
 
@@ -94,14 +93,14 @@ class ServedBackend(Backend):
 class VllmBackend(ServedBackend):
     """One vLLM server started here, watched, and started again when it dies."""
 
-    def __init__(self, config: Config, run: RunDir, hardware: Hardware, context: int) -> None:
-        self.config, self.run, self.hardware, self.context = config, run, hardware, context
-        self.placement = place_server(config, hardware, context)
-        self.key = secrets.token_urlsafe(24)
-        self.restarts = 0
+    process: ServerProcess | None = None
+    restarts = 0
+
+    def __init__(self, setup: Setup, run: RunDir) -> None:
+        self.setup, self.config, self.run, self.key = setup, setup.config, run, secrets.token_urlsafe(24)
         # Made right before the process that will remove it: a kill -9 in between must find as little as possible.
-        self.sync_dir = check_sync_dir(config.sync.dir) / f"ponder-{secrets.token_hex(6)}"
-        self.process: ServerProcess | None = None
+        self.sync_dir = check_sync_dir(self.config.sync.dir) / f"ponder-{secrets.token_hex(6)}"
+        server_spec(setup, self.sync_dir)  # refused now where it can't be placed
 
     async def check(self) -> None:
         """See that vLLM is installed and the port free, or soon free."""
@@ -113,16 +112,12 @@ class VllmBackend(ServedBackend):
 
     async def start(self, on_wait: OnWait | None = None) -> None:
         self.process = await ServerProcess.start(
-            server_spec(self.config, self.context, self.placement, self.sync_dir),
-            log=self.run.path / "server.log",
-            key=self.key,
-            hardware=self.hardware,
-            owned_dirs=(self.sync_dir,),
-            timeout=self.config.server.start_timeout,
+            server_spec(self.setup, self.sync_dir), log=self.run.path / "server.log", key=self.key,
+            hardware=self.setup.hardware, owned_dirs=(self.sync_dir,), timeout=self.config.server.start_timeout,
             on_wait=on_wait,
-        )
+        )  # fmt: skip
         write_json(self.run.server, [self.process.row])
-        self.connect(self.config, [self.process.url], self.key, self.context, self.sync_dir)
+        self.connect(self.setup, [self.process.url], self.key, self.sync_dir)
 
     async def recover(self, reason: str) -> None:
         """Start the server again, up to server.max_restarts times."""
@@ -146,12 +141,12 @@ class VllmBackend(ServedBackend):
 class RemoteBackend(ServedBackend):
     """vLLM servers that someone else started (`ponder serve`), who also ends them, and that see `sync.dir`."""
 
-    def __init__(self, config: Config, context: int) -> None:
-        self.urls = config.rollout.servers
+    def __init__(self, setup: Setup) -> None:
+        self.urls = setup.config.rollout.servers
         key = os.environ.get(KEY_VARIABLE, "")
         if not key:
             raise BadInput(f"rollout.servers={self.urls} need their key in the environment variable {KEY_VARIABLE}")
-        self.connect(config, self.urls, key, context, check_sync_dir(config.sync.dir))
+        self.connect(setup, self.urls, key, check_sync_dir(setup.config.sync.dir))
 
     async def check(self) -> None:
         for control in self.controls:
@@ -180,13 +175,14 @@ class RemoteBackend(ServedBackend):
 class LocalBackend(Backend):
     """Transformers in this process: no server, bit-exact runs."""
 
-    def __init__(self, config: Config, context: int, pad_id: int) -> None:
+    def __init__(self, setup: Setup) -> None:
         from rl.model import load_policy
         from rollout.transformers_sampler import TransformersSampler
 
         # sdpa, since decoding needs a cache and a mask, which the learner's packed attention refuses
-        model, _ = load_policy(config.model.path, config.model.dtype, config.seed, attention="sdpa")
-        self.sampler: TransformersSampler = TransformersSampler(model, context=context, pad_id=pad_id)
+        wanted, pad_id = setup.config.model, setup.template.stop_ids[0]
+        model, _ = load_policy(wanted.path, wanted.dtype, setup.config.seed, attention="sdpa")
+        self.sampler: TransformersSampler = TransformersSampler(model, context=setup.context, pad_id=pad_id)
 
     async def push(self, source: WeightSource, version: int) -> None:
         self.sampler.load(source.tensors(), version)
@@ -197,31 +193,24 @@ class LocalBackend(Backend):
 
 def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
     """The back end that the configuration asks for, not started yet."""
-    config = setup.config
     if replay:
         return Backend()
-    if config.sampler == "transformers":
-        return LocalBackend(config, setup.context, setup.template.stop_ids[0])
-    if config.rollout.servers:
-        return RemoteBackend(config, setup.context)
-    return VllmBackend(config, run, setup.hardware, setup.context)
+    if setup.config.sampler == "transformers":
+        return LocalBackend(setup)
+    return RemoteBackend(setup) if setup.config.rollout.servers else VllmBackend(setup, run)
 
 
-def place_server(config: Config, hardware: Hardware, context: int) -> Placement:
-    """Which GPU serves and how much of it; empty without GPUs. Raises BadInput where server and learner don't fit."""
-    placement = place(config, hardware, context) if hardware.gpus else Placement([], serving_gpus(config, 0))
+def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSpec:
+    """The server that a training configuration asks for; it starts from random weights, or from the model's.
+
+    Raises BadInput where server and learner don't fit the GPUs.
+    """
+    config, server, gpus = setup.config, setup.config.server, setup.hardware.gpus
+    placement = place(config, setup.hardware, setup.context) if gpus else Placement([], serving_gpus(config, 0))
     placement.check()
-    return placement
-
-
-def server_spec(
-    config: Config, context: int, placement: Placement, sync_dir: Path, weights: bool = False
-) -> ServerSpec:
-    """The server that a training configuration asks for; it starts from random weights, or from the model's."""
-    server = config.server
     share = placement.server_share or server.gpu_memory_utilization
     return ServerSpec(
-        model=config.model.path, dtype=config.model.dtype, max_model_len=context, seed=config.seed,
+        model=config.model.path, dtype=config.model.dtype, max_model_len=setup.context, seed=config.seed,
         port=server.port or free_port(), sync_dir=str(sync_dir), load_format="auto" if weights else "dummy",
         kv_cache_gb=server.kv_cache_gb, gpu_memory_utilization=share, gpus=placement.server_gpus,
         eager=server.eager, threads=server.threads,

@@ -5,7 +5,7 @@ import os
 import secrets
 
 from rewards.errors import Fault
-from rl.backend import check_sync_dir, place_server, server_spec
+from rl.backend import check_sync_dir, server_spec
 from rl.build import prepare
 from rl.config import Config
 from rl.exits import StopSignal
@@ -25,8 +25,7 @@ async def _serve(config: Config) -> None:
     run = RunDir(config.run_dir)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     sync_dir = check_sync_dir(config.sync.dir)
-    placement = place_server(config, setup.hardware, setup.context)
-    spec = server_spec(config, setup.context, placement, sync_dir, weights=has_weights(config.model.path))
+    spec = server_spec(setup, sync_dir, weights=has_weights(config.model.path))
     log = run.path / "server.log"
     print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)
     starting = ServerProcess.start(spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout)

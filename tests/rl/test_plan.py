@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rl.backend import place_server, server_spec
+from rl.backend import server_spec
 from rl.build import examine
 from rl.cli import app
 from rl.config import load_config
@@ -82,8 +82,7 @@ def test_the_server_of_the_shared_card_is_the_golden_one() -> None:
     config = load_config(ROOT / SHARED, ["server.port=8000", "server.kv_cache_gb=0.5"])
     hardware = stated_hardware(probe(), config.hardware.gpus, config.hardware.gpu_memory_gb)
     setup = examine(config, hardware, ByteCount(""))  # type: ignore[arg-type]
-    placement = place_server(config, hardware, setup.context)
-    spec = server_spec(config, setup.context, placement, Path("/dev/shm/ponder-run"))
+    spec = server_spec(setup, Path("/dev/shm/ponder-run"))
     golden = json.loads((ROOT / "tests/golden/server_gpu_24gb.json").read_text())
     assert json.loads(json.dumps(asdict(spec))) == golden["spec"]
 

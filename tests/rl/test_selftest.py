@@ -171,7 +171,7 @@ class Backend(LocalBackend):
     """The transformers back end with a sampler's fault, or a push that forgets a tensor."""
 
     def __init__(self, setup: Setup, fault: type[Planted] | None = None, forgotten: str = "") -> None:
-        super().__init__(setup.config, setup.context, setup.template.stop_ids[0])
+        super().__init__(setup)
         self.forgotten, self.first = forgotten, {}  # type: str, dict[str, Tensor]
         if fault is not None:
             self.sampler = fault(self.sampler)  # type: ignore[assignment]
