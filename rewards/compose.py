@@ -11,7 +11,7 @@ from rewards.judge import judge
 from rewards.registry import load_reward
 from rewards.types import Extras, Problem, Score
 
-Combine: TypeAlias = Callable[[dict[str, float]], float]  # values of the parts, none of a skipped one -> value
+Combine: TypeAlias = Callable[[dict[str, float]], float]  # values of the parts that were not skipped -> value
 
 
 class Composite:
@@ -31,24 +31,21 @@ class Composite:
 
     def __call__(self, response: str, problem: Problem, extras: Extras | None = None) -> Score:
         """The verdict. Raises what `judge` raises."""
-        extras = extras or Extras()
-        scores = {
-            name: judge(part, response, problem, extras.truncated, extras, self._runner.run)
-            for name, part in self._parts.items()
-        }
+        more = ((extras or Extras()).truncated, extras, self._runner.run)
+        scores = {name: judge(part, response, problem, *more) for name, part in self._parts.items()}
         values = {name: score.value for name, score in scores.items() if score.value is not None}
         inner = {f"{name}/{key}": part for name, score in scores.items() for key, part in score.parts.items()}
-        failed = [s for status in ("error", "rejected") for s in scores.items() if s[1].status == status]
-        if failed:
-            name, score = failed[0]
-            value = None if score.status == "error" else 0.0
-            return Score(value, False, score.status, values | inner, detail=f"{name}: {score.detail}")
-        primary = scores[self._primary]
+        primary, parts = scores[self._primary], values | inner
+        for status in ("error", "rejected"):
+            for name, score in scores.items():
+                if score.status == status:
+                    value = 0.0 if status == "rejected" else None
+                    return Score(value, False, score.status, parts, detail=f"{name}: {score.detail}")
         if primary.value is None:
-            return replace(primary, parts=values | inner)
-        whole = self._partial or primary.correct
-        credit = values if whole else values | {self._primary: min(0.0, primary.value)}
-        return replace(primary, value=self._combine(credit), parts=values | inner)
+            return replace(primary, parts=parts)
+        if not (self._partial or primary.correct):
+            values[self._primary] = min(0.0, primary.value)
+        return replace(primary, value=self._combine(values), parts=parts)
 
 
 def weighted(parts: dict[str, Any], primary: str | None = None, partial: bool = False) -> Composite:
@@ -60,19 +57,15 @@ def weighted(parts: dict[str, Any], primary: str | None = None, partial: bool = 
     primary = next(iter(pairs), "") if primary is None else primary
     if primary not in pairs or not all(math.isfinite(weight) for _, weight in pairs.values()):
         raise BadInput(f"weighted: primary {primary!r}, weights not finite? {nearest(str(primary), pairs)}")
-
-    def combine(values: dict[str, float]) -> float:
-        return sum(pairs[name][1] * value for name, value in values.items())
-
-    return Composite({name: reward for name, (reward, _) in pairs.items()}, primary, combine, partial)
+    rewards = {name: reward for name, (reward, _) in pairs.items()}
+    return Composite(rewards, primary, lambda found: sum(pairs[name][1] * v for name, v in found.items()), partial)
 
 
 def gate(gate: Any, reward: Any, at_least: float = 1.0, partial: bool = False) -> Composite:
     """The value of `reward` where `gate` reaches `at_least`, else 0 or what is below it; parts `gate` and `reward`."""
 
-    def combine(values: dict[str, float]) -> float:
-        passed = values.get("gate", -math.inf) >= at_least
-        return values["reward"] if passed else min(0.0, values["reward"])
+    def combine(found: dict[str, float]) -> float:
+        return found["reward"] if found.get("gate", -math.inf) >= at_least else min(0.0, found["reward"])
 
     return Composite({"gate": gate, "reward": reward}, "reward", combine, partial)
 

@@ -32,19 +32,16 @@ def citation(response: str, problem: Problem) -> Score:
     text, answer = after_thinking(response), final_answer(response)
     if text is None or answer is None:
         return Score(0.0, False, "unparsed", detail="no final answer")
-    found = islice(_QUOTE.finditer(text), MAX_QUOTES + 1)
-    quotes = [(squeeze(quote[1] or quote[2] or ""), quote[3] or "") for quote in found]
+    quotes = [(quote[1] or quote[2] or "", quote[3]) for quote in islice(_QUOTE.finditer(text), MAX_QUOTES + 1)]
+    context = [_context(squeeze(quote), cited, documents) for quote, cited in quotes]
     closed = text.count('"') % 2 == 0 and text.count("“") == text.count("”")
-    verbatim = bool(quotes) and closed and len(quotes) <= MAX_QUOTES and all(_found(*q, documents) for q in quotes)
+    verbatim = 0 < len(quotes) <= MAX_QUOTES and closed and all(context)
     evidence = problem.meta.get("evidence") or reference
     wanted = "|".join(re.escape(squeeze(e)) for e in ([evidence] if isinstance(evidence, str) else evidence))
-    context = [_in_sentence(*q, documents) for q in quotes] if verbatim else []
-    parts = {
-        "answer": float(same(answer.strip('"“”').casefold(), reference.casefold())),
-        "verbatim": float(verbatim),
-        "supported": float(any(re.search(rf"(?i)(?<!\w)(?:{wanted})(?!\w)", quoted) for quoted in context)),
-    }
-    correct = all(parts.values())
+    supported = verbatim and any(re.search(rf"(?i)(?<!\w)(?:{wanted})(?!\w)", quoted) for quoted in context)
+    right = same(answer.strip('"“”').casefold(), reference.casefold())
+    correct = right and supported
+    parts = {"answer": float(right), "verbatim": float(verbatim), "supported": float(supported)}
     return Score(float(correct), correct, "ok" if correct else "wrong", parts)
 
 
@@ -57,13 +54,8 @@ def _documents(problem: Problem) -> dict[str, str]:
     return {str(name): squeeze(text) for name, text in named.items()}
 
 
-def _found(quote: str, cited: str, documents: dict[str, str]) -> list[str]:
-    """The documents that hold a quotation, of the cited one or of all; none holds an empty one."""
-    among = [documents.get(cited.strip(), "")] if cited else documents.values()
-    return [text for text in among if quote and quote in text]
-
-
-def _in_sentence(quote: str, cited: str, documents: dict[str, str]) -> str:
-    """The only sentence that a quotation is in, else the quotation."""
-    sentences = [s for text in _found(quote, cited, documents) for s in _SENTENCE.split(text) if quote in s]
-    return sentences[0] if len(sentences) == 1 else quote
+def _context(quote: str, cited: str | None, documents: dict[str, str]) -> str:
+    """The only sentence that a quotation is in, else the quotation; empty where no document, or not the cited, has it."""
+    texts = [documents.get(cited.strip(), "")] if cited else documents.values()
+    sentences = [sentence for text in texts for sentence in _SENTENCE.split(text) if quote in sentence]
+    return sentences[0] if len(sentences) == 1 else quote if any(quote in text for text in texts) else ""

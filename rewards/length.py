@@ -5,43 +5,37 @@ from collections.abc import Callable
 from rewards.errors import BadInput
 from rewards.types import Extras, Problem, Score
 
-UNCOUNTED = Score(None, False, "skipped", detail="no one counted: give the row 'thinking_tokens'")  # a gold answer's
 
+def _counted(value: Callable[[int, Problem], float]) -> Callable[..., Score]:
+    """A reward from the value of a number of thinking tokens: the rollout's count, else `thinking_tokens` in meta.
 
-def _measures(reward: Callable[..., Score]) -> Callable[..., Score]:
+    Where no one counted, as for gold answers, it is skipped. Raises BadInput for a count that is none.
+    """
+
+    def reward(response: str, problem: Problem, extras: Extras | None = None) -> Score:
+        told = extras.thinking_tokens if extras else None
+        count = problem.meta.get("thinking_tokens") if told is None else told
+        if count is None:
+            return Score(None, False, "skipped", detail="no one counted: give the row 'thinking_tokens'")
+        if type(count) is not int or count < 0:
+            raise BadInput(f"problem {problem.id!r}: 'thinking_tokens' {count!r} is no count of tokens")
+        return Score(value(count, problem), False, "ok")
+
     reward.takes_extras = reward.scores_truncated = True  # type: ignore[attr-defined]  # a cut chain has a length, too
     return reward
 
 
-@_measures
-def length(response: str, problem: Problem, extras: Extras | None = None) -> Score:
+@_counted
+def length(count: int, problem: Problem) -> float:
     """1 at `target_tokens` of the problem's meta, falling to 0 by the distance from it relative to it."""
     target = problem.meta.get("target_tokens")
     if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < float("inf"):
         raise BadInput(f"problem {problem.id!r}: 'target_tokens' {target!r} is no positive number; length reads it")
-    count = thinking_tokens(problem, extras)
-    return UNCOUNTED if count is None else Score(max(0.0, 1 - abs(count - target) / target), False, "ok")
+    return max(0.0, 1 - abs(count - target) / target)
 
 
 def overlong(max_tokens: int, cache: int) -> Callable[..., Score]:
     """Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13): 0 up to max_tokens - cache, then down to -1."""
     if type(max_tokens) is not int or type(cache) is not int or not 0 <= cache <= max_tokens:
         raise BadInput("overlong takes {max_tokens: 4096, cache: 512}: whole numbers, 0 <= cache <= max_tokens")
-
-    @_measures
-    def punish(response: str, problem: Problem, extras: Extras | None = None) -> Score:
-        count = thinking_tokens(problem, extras)
-        beyond = (count or 0) - (max_tokens - cache)
-        value = 0.0 if beyond <= 0 else -1.0 if beyond >= cache else -beyond / cache
-        return UNCOUNTED if count is None else Score(value, False, "ok")
-
-    return punish
-
-
-def thinking_tokens(problem: Problem, extras: Extras | None) -> int | None:
-    """How many were sampled: as the rollout counted, else as meta says, else None. Raises BadInput for no number."""
-    counted = extras.thinking_tokens if extras else None
-    count = problem.meta.get("thinking_tokens") if counted is None else counted
-    if count is not None and (type(count) is not int or count < 0):
-        raise BadInput(f"problem {problem.id!r}: 'thinking_tokens' {count!r} is no count of tokens")
-    return count
+    return _counted(lambda count, _: -min(1.0, max(0, count - max_tokens + cache) / max(cache, 1)) + 0.0)

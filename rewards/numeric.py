@@ -22,10 +22,9 @@ _CHARACTERS = str.maketrans(
     | {"π": " pi", "$": None}
 )  # fmt: skip
 _COMMANDS = {"times": "*", "cdot": "·", "Omega": "Ω", "pi": " pi", "%": "%", "approx": "≈", "sim": "≈", "mu": "µ"}
-_REWRITES: list[tuple[str, Any]] = [  # to plain text, in this order, each in linear time
+_REWRITES: Any = (  # to plain text, in this order, each in linear time
     (r"[⁺⁻⁰¹²³⁴-⁹]+", lambda m: "^" + unicodedata.normalize("NFKC", m[0]).translate(_CHARACTERS)),
-    (r"\\(?:[,;:! ]|q?quad\b)", " "),
-    (r"\\(?:left|right)\b", ""),
+    (r"\\(?:[,;:! ]|(?:q?quad|left|right)\b)", " "),
     (r"(?<=\d)\{,\}(?=\d)", ","),
     (r"\*\*", "^"),
     (r"\s*\^\s*(?:[{(]\s*([+-]?\d+)\s*[)}])?", r"^\1"),
@@ -40,8 +39,7 @@ _REWRITES: list[tuple[str, Any]] = [  # to plain text, in this order, each in li
     (r"(?i:\s*\b(squared|cubed)\b)", lambda m: "^2" if m[1][0] in "sS" else "^3"),
     (r"\bper\b", "/"),
     (r"^\s*(?:[A-Za-z][A-Za-z ]{0,30}:|pH\b|about\b|approx(?:imately|\.)?(?= )|around\b|roughly\b)", ""),
-]
-_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
+)
 _NUMBER = re.compile(
     r"\s*([+-]?)\s*(?:(?:(\d+) +)?(\d+) ?/ ?(\d+)|((?:\d{1,3}(?:[ ,]\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
     r"(?:[eE]([+-]?\d{1,3})(?!\d)|\s*[*x·]\s*10\^([+-]?\d{1,3}))?|10\^([+-]?\d{1,3}))(?![\d.,^])",
@@ -50,7 +48,6 @@ _NUMBER = re.compile(
 _NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?\d)(?!\d))?"
 _TOKEN = re.compile(rf"{_NAME}|[*·() ]|/(?!\s*/)|1(?=\s*/)", re.ASCII)
 _ALIASES = {"%": "percent", "‰": "permille", "amps": "ampere", "Nm": "newton*meter"}  # the last two pint misreads
-_THERMAL = {"C": "degC", "F": "degF"}  # where a temperature is asked for, else coulomb and farad
 
 
 def numeric(response: str, problem: Problem) -> Score:
@@ -100,8 +97,8 @@ def round_figures(value: Fraction, figures: int) -> Fraction:
 def tidy(text: str) -> str:
     """LaTeX, typography and words ("square", "per") in the plain form that `read` and `read_unit` know."""
     text = text.translate(_CHARACTERS)
-    for pattern, replacement in _COMPILED:
-        text = pattern.sub(replacement, text)
+    for pattern, replacement in _REWRITES:
+        text = re.sub(pattern, replacement, text)
     return text.strip()
 
 
@@ -123,12 +120,15 @@ def read(text: str, default: Any, target: Any = None) -> Any:
 
 @lru_cache(10_000)
 def read_unit(text: str, thermal: bool = False) -> Any:
-    """The pint unit of a tidied text, or None. What blanks or dots join behind a slash is below it: J/mol K."""
+    """The pint unit of a tidied text, or None. What blanks or dots join behind a slash is below it: J/mol K.
+
+    thermal: a temperature is asked for, so that C and F are degrees and not coulomb and farad.
+    """
     if len(text) > MAX_UNIT or _TOKEN.sub("", text):
         return None
 
     def known(match: re.Match[str]) -> str:
-        name = (_THERMAL if thermal else {}).get(match[1]) or _ALIASES.get(match[1], match[1])
+        name = f"deg{match[1]}" if thermal and match[1] in "CF" else _ALIASES.get(match[1], match[1])
         return f"({name if '*' in name or name in registry() else name.lower()})**{match[2] or 1} "
 
     try:

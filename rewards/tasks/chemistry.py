@@ -1,7 +1,4 @@
-"""Chemistry with numbers: the pH of solutions, and masses of products.
-
-The equilibrium is solved in full, water's own ions included: "x is small" is right only where it holds.
-"""
+"""Chemistry with numbers: masses, and the pH from the full equilibrium, water's own ions included."""
 
 import math
 import random
@@ -43,9 +40,6 @@ class Chemistry(Generator):
         text, answer, meta = _mass(rng) if kind == "stoichiometry" else _ph(kind, rng)
         return Problem("", self.base, text, answer, text.partition(". ")[0], KINDS[kind], kind, meta=meta)
 
-    def gold(self, problem: Problem) -> str:
-        return f"<answer>{problem.answer}</answer>"
-
 
 def ph(ions: float, concentration: float = 0.0, top: int = 0, constants: Sequence[float] = ()) -> float:
     """The pH at which the charges balance, by bisection; concentrations in mol/L.
@@ -77,14 +71,12 @@ def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, Any]]:
         name, (first, second) = rng.choice(list(DIPROTIC.items()))
         what, value = f"{name} (Ka1 = {first}, Ka2 = {second})", ph(0.0, c, 0, [float(first), float(second)])
     else:
-        top, constants, label, ion = rng.choice(
-            ((0, KA, "acid {} (Ka = {})", "Na"), (1, KB, "base {} (Kb = {})", "Cl"))
-        )
-        name, constant = rng.choice(list(constants.items()))
-        ka = KW / float(constant) if top else float(constant)
-        added = float(salt) if kind == "buffer" else 0.0
-        what, value = f"the weak {label.format(name, constant)}", ph(added * (1 - 2 * top), c + added, top, [ka])
-        what += f" and {salt} mol/L of its {ion} salt" if added else ""
+        acid = rng.random() < 0.5
+        name, constant = rng.choice(list((KA if acid else KB).items()))
+        added, ka = float(salt) * (kind == "buffer"), float(constant) if acid else KW / float(constant)
+        value = ph(added if acid else -added, c + added, 0 if acid else 1, [ka])
+        what = f"the weak {'acid' if acid else 'base'} {name} ({'Ka' if acid else 'Kb'} = {constant})"
+        what += f" and {salt} mol/L of its {'Na' if acid else 'Cl'} salt" if added else ""
     return f"A solution in water holds {amount} mol/L of {what}. {ASK}", f"{value:.3f}", {"abs_tol": 0.01}
 
 

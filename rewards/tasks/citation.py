@@ -7,15 +7,14 @@ from typing import Any
 from rewards.tasks.base import Generator, number
 from rewards.types import Problem
 
-FIRST, LAST, PLACES, TRADES, THINGS = map(
-    str.split,
-    (
-        "Ada Bruno Clio Dario Edda Falk Greta Hugo Ines Jonas Kaja Leif Mira Nils Olga Piet Runa Sven Tilda Ulf",
-        "Adler Brandt Castel Dorn Eklund Falke Grimm Holt Ilves Juhl Krog Lund Marek Norden Osk Palme Rask Stam",
+NAMES, PLACES, TRADES, THINGS = (
+    words.split()
+    for words in (
+        "Ada Bruno Clio Dario Edda Falk Greta Hugo Ines Jonas Kaja Leif Mira Nils Olga Piet Runa Sven Tilda Ulf Wanda",
         "Arvik Belmora Cardun Dorsel Elvane Fenmark Gorlice Halden Istria Jorvik Kelmar Lorne Morven Nesk",
-        "baker cartographer dentist florist glazier historian lawyer mason nurse painter surveyor",
+        "baker cartographer dentist florist glazier historian lawyer mason nurse painter surveyor tailor weaver",
         "bridge clock garden harbour library mill museum observatory school theatre tower windmill",
-    ),
+    )
 )
 FACTS = (  # a sentence, {} in it the answer, and the question
     ("{name} was born in {}.", "Where was {name} born?", PLACES),
@@ -40,8 +39,7 @@ class Citation(Generator):
 
     def draw(self, rng: random.Random) -> Problem:
         count = rng.randint(*self.documents)
-        people = zip(rng.sample(FIRST, count), rng.sample(LAST, count), strict=True)
-        told = [_tell(f"{first} {last}", rng) for first, last in people]
+        told = [_tell(name, rng) for name in rng.sample(NAMES, count)]
         documents = [" ".join(sentence for sentence, _, _ in facts) for facts in told]
         cited = rng.randrange(count)
         evidence, question, answer = rng.choice(told[cited])

@@ -131,13 +131,13 @@ def test_the_prompt_says_all_that_the_answer_takes() -> None:
     """An independent reading of the prompt gives the answer."""
     for index in range(10):
         problem = load_task("chemistry?kind=weak").problem(index, "train")
-        found = re.search(r"holds (\S+) mol/L of the weak (acid|base) \S+ \(K[ab] = (\S+)\)", problem.prompt)
+        found = re.search(r"holds (\S+) mol/L of the weak (acid|base) \S+ \(K[ab] = (\S+)\)", str(problem.prompt))
         assert found
         c, constant, acid = float(found[1]), float(found[3]), found[2] == "acid"
         h = by_polynomial(0.0, c, 0 if acid else 1, [constant if acid else KW / constant])
         assert float(problem.answer) == pytest.approx(h, abs=0.0006)
         problem = load_task("chemistry?kind=diprotic").problem(index, "train")
-        found = re.search(r"holds (\S+) mol/L of \S+ \(Ka1 = (\S+), Ka2 = (\S+)\)", problem.prompt)
+        found = re.search(r"holds (\S+) mol/L of \S+ \(Ka1 = (\S+), Ka2 = (\S+)\)", str(problem.prompt))
         assert found
         slow = by_polynomial(0.0, float(found[1]), 0, [float(found[2]), float(found[3])])
         assert float(problem.answer) == pytest.approx(slow, abs=0.0006)

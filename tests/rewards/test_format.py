@@ -68,7 +68,8 @@ def test_overlong_without_a_cache_is_a_step() -> None:
 @given(st.integers(1, 500), st.data())
 def test_overlong_never_rises_with_length_and_is_trls(most: int, data: st.DataObject) -> None:
     cache = data.draw(st.integers(0, most))
-    values = [overlong(most, cache)("", PLAIN, Extras(thinking_tokens=n)).value for n in range(most + 3)]
+    reward = overlong(most, cache)
+    values = [reward("", PLAIN, Extras(thinking_tokens=n)).value or 0.0 for n in range(most + 3)]
     assert all(a >= b for a, b in pairwise(values))
     slow = [0.0 if n <= most - cache else (most - cache - n) / cache if n <= most else -1.0 for n in range(most + 3)]
     assert values == pytest.approx(slow)
@@ -110,7 +111,7 @@ def test_the_count_comes_from_the_rollout_then_from_the_row_and_is_never_guessed
 )
 def test_length_names_the_field_that_makes_no_sense(meta: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"target_tokens|thinking_tokens"):
-        length("", Problem("q", "jsonl", "?", "4", "k", meta=meta))
+        length("", Problem("q", "jsonl", "?", "4", "k", meta={"thinking_tokens": 5} | meta))
 
 
 def test_lengths_judge_a_chain_that_the_cap_cut() -> None:
