@@ -6,6 +6,7 @@ loss is the mean over the tokens behind the prompt; prompts are given, not learn
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -18,7 +19,6 @@ from pydantic import Field
 from rewards.errors import BadInput
 from rewards.tasks import load_task
 from rewards.tasks.countdown import write_trace
-from rewards.types import Problem
 from rl.batch import flatten, pack
 from rl.config import Section
 from rl.model import load_policy, policy_logprobs, save_model
@@ -68,8 +68,7 @@ def pretrain(config: PretrainConfig) -> float:
     with RunProgress(config.steps) as progress:
         progress.phase("pre-training")
         for step in range(1, config.steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step - 1, config)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * schedule(step - 1, config)
             chains = next(batches)
             recent.append(train_step(policy, optimizer, chains, config.tokens_per_step))
             tokens += sum(len(chain.token_ids) for chain in chains)
@@ -80,7 +79,7 @@ def pretrain(config: PretrainConfig) -> float:
                 progress.reached(step, f"loss {loss:.3f}  {tokens / seconds:,.0f} tokens/s")
     save_model(policy, config.model, config.out)
     record = {"command": command(), "config": config.model_dump(), "versions": versions(), "log": log}
-    write_json(Path(config.out) / "pretrain.json", record)
+    write_json(Path(config.out, "pretrain.json"), record)
     return log[-1]["loss"]
 
 
@@ -108,25 +107,22 @@ def train_step(policy: torch.nn.Module, optimizer: torch.optim.Optimizer, chains
 
 
 def trace_batches(config: PretrainConfig, template: Template) -> Iterator[list[Chain]]:
-    """Endless batches of traces of about `tokens_per_step` tokens, each trace a function of (seed, index)."""
+    """Endless batches of traces of about `tokens_per_step` tokens, each trace a function of (seed, index).
+
+    A trace is a chain whose response counts as sampled, so that it is what gets trained. Raises BadInput.
+    """
     task = load_task(config.task, config.seed)
     batch: list[Chain] = []
-    room, index = config.tokens_per_step, 0
-    while True:
-        chain = trace_chain(task.problem(index, "train"), template, random.Random(f"{config.seed}|{index}"))
-        index += 1
-        batch.append(chain)
-        room -= len(chain.token_ids)
-        if room <= 0:
+    for index in itertools.count():
+        problem = task.problem(index, "train")
+        if "numbers" not in problem.meta or "target" not in problem.meta:
+            raise BadInput(
+                f"problem {problem.id} is no countdown problem; pre-training writes traces for countdown alone"
+            )
+        trace = write_trace(problem, random.Random(f"{config.seed}|{index}"))
+        ids = [*template.tokenizer.encode(trace, add_special_tokens=False), template.stop_ids[0]]
+        chain = bare_chain(problem.id, problem.id, template.encode(problem.prompt))
+        batch.append(merge(chain, (), Completion(ids, [0.0] * len(ids), "stop", 0)))
+        if sum(len(chain.token_ids) for chain in batch) >= config.tokens_per_step:
             yield batch
-            batch, room = [], config.tokens_per_step
-
-
-def trace_chain(problem: Problem, template: Template, rng: random.Random) -> Chain:
-    """A trace as a chain whose response counts as sampled, so that it is what gets trained. Raises BadInput."""
-    if "numbers" not in problem.meta or "target" not in problem.meta:
-        raise BadInput(f"problem {problem.id} is no countdown problem; pre-training writes traces for countdown alone")
-    response = template.tokenizer.encode(write_trace(problem, rng), add_special_tokens=False)
-    ids = [*response, template.stop_ids[0]]
-    chain = bare_chain(problem.id, problem.id, template.encode(problem.prompt))
-    return merge(chain, (), Completion(ids, [0.0] * len(ids), "stop", 0))
+            batch = []

@@ -75,7 +75,10 @@ def thinking_figure(axis: ThinkingAxis) -> Figure:
         known = [(point["tokens"], point[kind]) for point in final.samples if point[kind] is not None]
         if known:
             plot.plot(*zip(*known, strict=True), fmt, color=color, ms=4, lw=1.2, label=f"{final.name}, {label}")
-    tokens, accuracy = np.array(sorted(_bought(axis.thinkers))).T
+    shown = axis.to_json()
+    bought = [(row["tokens"], row["accuracy"]) for row in shown["points"] + shown["direct"]]
+    measured = [(row["tokens"], row[kind]) for row in shown["samples"] for kind in ("unbiased", "majority")]
+    tokens, accuracy = np.array(sorted(bought + [pair for pair in measured if pair[1] is not None])).T
     best = np.maximum.accumulate(accuracy)
     plot.step(tokens, best, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
     if axis.verdict == "saturated" and axis.saturated_at is not None:
@@ -133,11 +136,3 @@ def _draw_thinkers(plot: Plot, thinkers: Sequence[Thinker]) -> None:
         if cell.budget is not None and cell.tokens >= room:
             at, room = (cell.tokens, cell.accuracy.value), cell.tokens * 1.1
             plot.annotate(str(cell.budget), at, xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=7)
-
-
-def _bought(thinkers: Sequence[Thinker]) -> list[tuple[float, float]]:
-    """(tokens, accuracy) of all that was measured, which what was derived is not."""
-    cells = [cell for thinker in thinkers for cell in (*thinker.caps, thinker.direct) if cell is not None]
-    samples = [(point["tokens"], point[kind]) for thinker in thinkers for point in thinker.samples
-               for kind in ("unbiased", "majority") if point[kind] is not None]  # fmt: skip
-    return [(cell.tokens, cell.accuracy.value) for cell in cells] + samples

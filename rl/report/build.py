@@ -13,8 +13,7 @@ from rewards.errors import BadInput
 from rl.evaluator import headline
 from rl.report import numbers
 from rl.report.chains import find_examples
-from rl.report.figures import STYLE, draw_axes, draw_levels
-from rl.report.panels import BEHAVIOUR, PANELS, draw_panels
+from rl.report.figures import BEHAVIOUR, PANELS, STYLE, draw_axes, draw_levels, draw_panels
 from rl.report.record import Record, read_record
 from rl.rundir import write_atomic
 

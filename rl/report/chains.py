@@ -10,10 +10,8 @@ import zstandard
 from rewards.answer import CLOSE, OPEN, after_thinking
 from rewards.errors import BadInput, Fault
 from rewards.types import Problem
-from rl.config import Config
 from rl.evaluator import read_groups
 from rl.report.record import Record
-from rl.rundir import RunDir
 from rollout.prompt import Template
 from rollout.types import Chain, Group
 
@@ -35,8 +33,11 @@ def find_examples(record: Record) -> dict[str, Any]:
         before, after = (read_groups(record.run, label) for label in record.comparison["labels"])
     except (OSError, ValueError, Fault, zstandard.ZstdError):  # not kept, or damaged
         return {"missing": "The evaluations' chains (eval/*.samples.jsonl.zst) are not in this directory."}
+    model = record.config.model
+    saved = next(record.run.checkpoints.glob("step-*/tokenizer.json"), None)  # as good as the model's; no hub is asked
     try:
-        template = _load_template(record.run, record.config)
+        path = saved.parent if saved else model.path
+        template = Template.load(path, think=model.think, system_prompt=model.system_prompt)
     except BadInput as error:
         return {"missing": f"Chains are kept as ids, and the model's tokenizer is not here: {error}"}
     pairs = pair_chains(before, after)
@@ -45,12 +46,6 @@ def find_examples(record: Record) -> dict[str, Any]:
         for outcome, problem, *chains in pick_examples(pairs)
     ]
     return {"counts": {outcome: len(found) for outcome, found in pairs.items()}, "shown": shown}
-
-
-def _load_template(run: RunDir, config: Config) -> Template:
-    saved = next(run.checkpoints.glob("step-*/tokenizer.json"), None)  # as good as the model's, and no hub is asked
-    path = saved.parent if saved else config.model.path
-    return Template.load(path, think=config.model.think, system_prompt=config.model.system_prompt)
 
 
 def pair_chains(before: Sequence[Group], after: Sequence[Group]) -> dict[str, list[Pair]]:

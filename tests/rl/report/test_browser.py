@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rl.report.build import build_report
-from rl.report.panels import BEHAVIOUR
+from rl.report.figures import BEHAVIOUR
 from rl.rundir import RunDir
 from tests.rl.report.test_panels import contrast
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import rl.report
-from rl.report.figures import COLOURS, STYLE
-from rl.report.panels import PANELS, Panel, column, draw_panels
+from rl.report.figures import COLOURS, PANELS, STYLE, Panel, column, draw_panels
 
 LINE = Panel("Line", {"a": "one", "b": "two"})
 STACK = Panel("Stack", {"a": "one", "b": "two"}, stacked=True)
