@@ -128,8 +128,8 @@ Slot = asyncio.Task[Worker]  # a place for a worker, which may still be starting
 class RewardPool:
     """Scores responses in `workers` processes; spares are kept warm beside them, one for every four.
 
-    time_limit: seconds an item may take. memory_gb: address space a worker may add to what the loaded rewards take.
-    load_limit: seconds a reward may take to load.
+    time_limit: seconds an item may take, unless its reward says so itself (`item_limit`). memory_gb: address space a
+    worker may add to what the loaded rewards take. load_limit: seconds a reward may take to load.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class RewardPool:
         self._workers, self._memory_gb = workers, memory_gb
         self._time_limit, self._load_limit = time_limit, load_limit
         self._specs: dict[str, Any] = {}  # every reward that has loaded once, by its key
+        self._limits: dict[str, float] = {}  # key -> seconds that an item of a loaded reward may take
         self._warm_ups: dict[str, bytes] = {}  # key -> item to call it on after loading, empty = don't
         self._slots: set[Slot] = set()
         self._endings: set[asyncio.Task[None]] = set()
@@ -179,13 +180,14 @@ class RewardPool:
             raise BadInput(f"problem {problem.id!r} has no reward; name one in `reward:`")
         item = {"spec": spec, "response": response, "problem": vars(problem), "truncated": truncated}
         line = _message("score", item | {"extras": vars(extras or Extras())})
-        if (key := _key(spec)) not in self._warm_ups:
+        key = _key(spec)
+        if key not in self._warm_ups:
             gold = {"response": f"\\boxed{{{as_text(problem.answer)}}}", "truncated": False}
             self._warm_ups[key] = _message("warm", item | gold)
         seconds = 0.0
         for queue in (self._idle, self._spares):  # the second try is alone, where no other response was seen
             async with self._worker(queue, spec) as worker:
-                reply = await worker.ask(line, self._time_limit)
+                reply = await worker.ask(line, self._limits.get(key, self._time_limit))
             seconds += reply["seconds"]
             if "limit" not in reply:
                 break
@@ -269,7 +271,7 @@ class RewardPool:
             raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
         if "bad" in reply:
             raise BadInput(reply["bad"])
-        self._specs[key] = spec
+        self._specs[key], self._limits[key] = spec, reply["item_limit"] or self._time_limit
         if warm_up := self._warm_ups.get(key):
             reply = await worker.ask(warm_up, min(WARM_UP_LIMIT, self._load_limit))
             if "limit" in reply:

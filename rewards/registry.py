@@ -24,14 +24,18 @@ COLUMNS = ("id", "task", "difficulty", "subtask", "answer")  # of a problem, pas
 BUILT_IN = {
     "choice": "rewards.choice:choice",
     "citation": "rewards.format:citation",
+    "code": "rewards.code:Code",
     "countdown": "rewards.countdown:countdown",
+    "crossword": "rewards.constraint:crossword",
     "exact_match": "rewards.equality:exact_match",
     "format": "rewards.format:format",
     "gate": "rewards.compose:gate",
+    "gym": "rewards.puzzle:Puzzle",
     "length": "rewards.length:length",
     "letters": "rewards.tasks.letters:letters",
     "numeric": "rewards.numeric:numeric",
     "overlong": "rewards.length:overlong",
+    "poem": "rewards.constraint:poem",
     "weighted": "rewards.compose:weighted",
 }
 
@@ -40,6 +44,7 @@ def load_reward(spec: Any) -> Callable[..., Any]:
     """The reward that a spec names, ready for `judge`. Raises BadInput with the cause in one line."""
     try:
         function = _build(spec) if isinstance(spec, dict) else _resolve(spec)
+        function = function() if inspect.isclass(function) else function  # a factory, named without arguments
     except BadInput:
         raise
     except Exception as error:  # whatever a plugin's code makes it raise

@@ -35,7 +35,7 @@ class Server:
         self._runner = asyncio.Runner()  # one loop for every async reward, so that sessions and locks live on
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The reply: {ok}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input.
+        """The reply: {item_limit}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input.
 
         op `score` judges an item under the memory limit; `load` and `warm` (an item whose verdict is thrown away, so
         that the reward's lazy imports are done) run without it, and set it anew.
@@ -52,12 +52,14 @@ class Server:
     def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
         limit_memory(None)
         try:
-            self._reward(message["spec"])
+            reward = self._reward(message["spec"])
             if message["op"] == "warm":
                 self.handle(message | {"op": "score"})
+            else:
+                getattr(reward, "warm_up", bool)()  # imports that its problem's own answer may not need
         finally:
             limit_memory(self._memory_gb)
-        return {"ok": True}
+        return {"item_limit": getattr(reward, "item_limit", None)}
 
     def _score(self, message: dict[str, Any]) -> dict[str, Any]:
         extras = Extras(**message.get("extras", {}))

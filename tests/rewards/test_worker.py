@@ -55,9 +55,9 @@ def test_limits_are_named(server: Server) -> None:
 
 
 def test_a_reward_is_loaded_once_and_warmed_up(server: Server) -> None:
-    assert server.handle({"op": "load", "spec": "p.py:bomb"}) == {"ok": True}
+    assert server.handle({"op": "load", "spec": "p.py:bomb"}) == {"item_limit": None}
     item = {"spec": "p.py:bomb", "response": "memory", "problem": PROBLEM}
-    assert server.handle({"op": "warm", **item}) == {"ok": True}
+    assert server.handle({"op": "warm", **item}) == {"item_limit": None}
     assert score(server, "x", "p.py:bomb")["score"]["value"] == 2.0  # the warm-up's failure is nobody's, but it counted
 
 
