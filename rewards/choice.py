@@ -15,8 +15,7 @@ _TAIL = re.compile(r" is (?:the )?(?:correct|right|best)(?: (?:answer|option|cho
 _STATED = re.compile(r"\b(?:answer|option|choice)(?: is\b|:)", re.IGNORECASE)
 _LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].:,]*", re.ASCII)
 _WITH_TEXT = re.compile(
-    r"(?:\(([A-Za-z])\)|([A-Za-z])(?:[).:,;]| ?[\u2013\u2014]| - | (?=because\b|since\b))|([A-Z])(?= ))\s*(\S.*)",
-    re.ASCII,
+    r"(?a:\(([A-Za-z])\)|([A-Za-z])(?:[).:,;]| ?[\u2013\u2014]| - | (?=because))|([A-Z])(?= ))\s*(\S.*)"
 )
 _ALONE = re.compile(r"(?<![\w'])[A-Z](?![\w'])", re.ASCII)
 
@@ -35,20 +34,18 @@ def choice(response: str, problem: Problem) -> Score:
     answer = answers[-1] if answers else stated
     if not answer or len(answer) > MAX_LENGTH:
         return Score(0.0, False, "unparsed", detail="no final answer, or one too long for a choice")
-    found = {letter for answer in answers or [answer] for letter in chosen(plain(answer), letters, texts)}
+    each = [chosen(plain(answer), letters, texts) for answer in answers or [answer]]
+    found = set().union(*each)
     if plain(stated).startswith(plain(answer)):  # "the answer is B. London": a sentence's end to whoever reads answers
         found |= chosen(plain(stated), letters, texts, labelled=True)
     if not found:
         return Score(0.0, False, "unparsed", detail=f"{answer[:80]!r} names no option")
-    correct = found == {reference[1].upper()} and len(answers) < 2
+    correct = found == {reference[1].upper()} and all(each)
     return Score(float(correct), correct, "ok" if correct else "wrong", detail=f"chose {', '.join(sorted(found))}")
 
 
 def chosen(answer: str, letters: str, texts: dict[str, str], labelled: bool = False) -> set[str]:
-    """The letters that a plain answer names: one where it is clear, none where it names no option.
-
-    labelled: only a letter with the exact text of an option counts.
-    """
+    """The letters that a plain answer names, if any; labelled: only a letter with the text of an option counts."""
     split, bare = _WITH_TEXT.fullmatch(answer), _LETTER.fullmatch(answer)
     letter = (split[1] or split[2] or split[3] if split else bare[1] if bare else "-").upper()
     named = _named(split[4], texts) if split else set()

@@ -4,26 +4,24 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from rewards.errors import BadInput, nearest
 from rewards.judge import judge
 from rewards.registry import load_reward
 from rewards.types import Extras, Problem, Score
 
-Combine: TypeAlias = Callable[[dict[str, float]], float]  # values of the parts that were not skipped -> value
-
 
 class Composite:
     """Judges a response by every part, and combines their values.
 
-    A part in error makes the whole an error, one that is rejected makes it rejected; a skipped part has no value, and
-    skips the whole where it is the primary. What the length cap cut goes to the parts that say they judge it.
+    A part in error makes the whole an error, one that is rejected makes it rejected; one that is skipped is left out,
+    and skips the whole where it is the primary. What the length cap cut goes to the parts that judge such a thing.
     """
 
     takes_extras = True
 
-    def __init__(self, parts: dict[str, Any], primary: str, combine: Combine, partial: bool = False) -> None:
+    def __init__(self, parts: dict[str, Any], primary: str, combine: Callable[..., float], partial: bool) -> None:
         self._parts = {name: load_reward(spec) for name, spec in parts.items()}
         self._primary, self._combine, self._partial = primary, combine, partial
         self.scores_truncated = any(getattr(part, "scores_truncated", False) for part in self._parts.values())

@@ -55,7 +55,7 @@ def _documents(problem: Problem) -> dict[str, str]:
 
 
 def _context(quote: str, cited: str | None, documents: dict[str, str]) -> str:
-    """The only sentence that a quotation is in, else the quotation; empty where no document, or not the cited, has it."""
+    """The only sentence that a quotation is in, else the quotation; empty where no document (or the cited) has it."""
     texts = [documents.get(cited.strip(), "")] if cited else documents.values()
     sentences = [sentence for text in texts for sentence in _SENTENCE.split(text) if quote in sentence]
     return sentences[0] if len(sentences) == 1 else quote if any(quote in text for text in texts) else ""

@@ -5,7 +5,6 @@ What a model wrote reaches pint only as names, one-digit exponents and * / ( ): 
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
@@ -41,9 +40,8 @@ _REWRITES: Any = (  # to plain text, in this order, each in linear time
     (r"^\s*(?:[A-Za-z][A-Za-z ]{0,30}:|pH\b|about\b|approx(?:imately|\.)?(?= )|around\b|roughly\b)", ""),
 )
 _NUMBER = re.compile(
-    r"\s*([+-]?)\s*(?:(?:(\d+) +)?(\d+) ?/ ?(\d+)|((?:\d{1,3}(?:[ ,]\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
-    r"(?:[eE]([+-]?\d{1,3})(?!\d)|\s*[*x·]\s*10\^([+-]?\d{1,3}))?|10\^([+-]?\d{1,3}))(?![\d.,^])",
-    re.ASCII,
+    r"(?a)\s*([+-]?)\s*(?:(?:(\d+) +)?(\d+) ?/ ?(\d+)|((?:\d{1,3}(?:[ ,]\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
+    r"(?:[eE]([+-]?\d{1,3})(?!\d)|\s*[*x·]\s*10\^([+-]?\d{1,3}))?|10\^([+-]?\d{1,3}))(?![\d.,^])"
 )
 _NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?\d)(?!\d))?"
 _TOKEN = re.compile(rf"{_NAME}|[*·() ]|/(?!\s*/)|1(?=\s*/)", re.ASCII)
@@ -62,9 +60,7 @@ def numeric(response: str, problem: Problem) -> Score:
     reference = None if unit is None else read(tidy(as_text(problem.answer)), unit)
     target = unit if asked or reference is None else reference.units
     if reference is None or not reference.is_compatible_with(target):
-        raise BadInput(
-            f"problem {problem.id!r}: answer {problem.answer!r}, unit {asked!r}: no quantity that can be read"
-        )
+        raise BadInput(f"problem {problem.id!r}: answer {problem.answer!r} in unit {asked!r} is no quantity of it")
     answer = final_answer(response)
     if answer is None or len(answer) > MAX_LENGTH:
         return Score(0.0, False, "unparsed", detail="no final answer, or one too long for a number")
@@ -78,7 +74,7 @@ def numeric(response: str, problem: Problem) -> Score:
     return Score(float(correct), correct, "ok" if correct else "wrong", detail=f"answered {answer[:80]!r}")
 
 
-def close(value: Fraction, reference: Fraction, meta: Mapping[str, Any]) -> bool:
+def close(value: Fraction, reference: Fraction, meta: dict[str, Any]) -> bool:
     """Exactly equal, or so within one of the tolerances in `meta`. Raises BadInput for one that makes no sense."""
     relative, absolute, figures = (_tolerance(meta, name) for name in ("rel_tol", "abs_tol", "sig_figs"))
     if abs(value - reference) <= max(relative * abs(reference), absolute):
@@ -108,10 +104,8 @@ def read(text: str, default: Any, target: Any = None) -> Any:
     if match is None or (match[4] and not int(match[4])):
         return None
     sign, whole, above, below, digits, *powers = match.groups("")
-    if below:
-        value = int(whole or 0) + Fraction(int(above), int(below))
-    else:
-        value = Fraction(re.sub("[ ,]", "", digits) or 1) * Fraction(10) ** int("".join(powers) or 0)
+    value = Fraction(re.sub("[ ,]", "", digits) or 1) * Fraction(10) ** int("".join(powers) or 0)
+    value = int(whole or 0) + Fraction(int(above), int(below)) if below else value
     rest = text[match.end() :].strip()
     thermal = target is not None and dict(target.dimensionality) == {"[temperature]": 1}
     unit = read_unit(rest, thermal) if rest else default
@@ -120,14 +114,12 @@ def read(text: str, default: Any, target: Any = None) -> Any:
 
 @lru_cache(10_000)
 def read_unit(text: str, thermal: bool = False) -> Any:
-    """The pint unit of a tidied text, or None. What blanks or dots join behind a slash is below it: J/mol K.
-
-    thermal: a temperature is asked for, so that C and F are degrees and not coulomb and farad.
-    """
+    """The pint unit of a tidied text, or None. What blanks or dots join behind a slash is below it: J/mol K."""
     if len(text) > MAX_UNIT or _TOKEN.sub("", text):
         return None
 
     def known(match: re.Match[str]) -> str:
+        # where a temperature is asked for, C and F are degrees, not coulomb and farad
         name = f"deg{match[1]}" if thermal and match[1] in "CF" else _ALIASES.get(match[1], match[1])
         return f"({name if '*' in name or name in registry() else name.lower()})**{match[2] or 1} "
 
@@ -146,7 +138,7 @@ def registry() -> Any:
     return pint.UnitRegistry(non_int_type=Fraction)
 
 
-def _tolerance(meta: Mapping[str, Any], name: str) -> Fraction:
+def _tolerance(meta: dict[str, Any], name: str) -> Fraction:
     value, whole = meta.get(name) or 0, name == "sig_figs"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 <= value < 1e300:
         raise BadInput(f"{name} {value!r} is not a {'whole ' * whole}number from 0 up")

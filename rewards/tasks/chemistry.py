@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 from rewards.tasks.base import Generator
 from rewards.types import Problem
@@ -60,7 +59,7 @@ def ph(ions: float, concentration: float = 0.0, top: int = 0, constants: Sequenc
     return (low + high) / 2
 
 
-def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, Any]]:
+def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, float | str]]:
     most = {"strong": 8, "buffer": 2}.get(kind, 4)
     amount, salt = (f"{rng.randint(10, 99) / 10}e-{rng.randint(1, most)}" for _ in "ab")
     c = float(amount)
@@ -99,7 +98,7 @@ def product_mass(equation: str, grams: dict[str, Fraction], product: str) -> Fra
     return extent * products[product] * molar_mass(product)
 
 
-def _mass(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
+def _mass(rng: random.Random) -> tuple[str, str, dict[str, float | str]]:
     equation = rng.choice(REACTIONS)
     reactants, products = sides(equation)
     grams = {name: Fraction(rng.randint(10, 999), 10) for name in reactants}

@@ -2,27 +2,22 @@
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 from rewards.tasks.base import Generator, number
 from rewards.types import Problem
 
-NAMES, PLACES, TRADES, THINGS = (
-    words.split()
-    for words in (
-        "Ada Bruno Clio Dario Edda Falk Greta Hugo Ines Jonas Kaja Leif Mira Nils Olga Piet Runa Sven Tilda Ulf Wanda",
-        "Arvik Belmora Cardun Dorsel Elvane Fenmark Gorlice Halden Istria Jorvik Kelmar Lorne Morven Nesk",
-        "baker cartographer dentist florist glazier historian lawyer mason nurse painter surveyor tailor weaver",
-        "bridge clock garden harbour library mill museum observatory school theatre tower windmill",
-    )
-)
+NAMES = "Ada Bruno Clio Dario Edda Falk Greta Hugo Ines Jonas Kaja Leif Mira Nils Olga Piet Runa Sven Tilda Ulf Wanda"
+PLACES = "Arvik Belmora Cardun Dorsel Elvane Fenmark Gorlice Halden Istria Jorvik Kelmar Lorne Morven Nesk"
+TRADES = "baker cartographer dentist florist glazier historian lawyer mason nurse painter surveyor tailor weaver"
+THINGS = "bridge clock garden harbour library mill museum observatory school theatre tower windmill"
+YEARS, AGES = (" ".join(map(str, years)) for years in (range(1850, 1990), range(41, 99)))
 FACTS = (  # a sentence, {} in it the answer, and the question
     ("{name} was born in {}.", "Where was {name} born?", PLACES),
     ("{name} is buried in {}.", "Where is {name} buried?", PLACES),
     ("By trade {name} was a {}.", "What was {name}'s trade?", TRADES),
     ("{name} is remembered for the {}.", "What is {name} remembered for?", THINGS),
-    ("In the year {} {name} moved away.", "In which year did {name} move?", range(1850, 1990)),
-    ("{name} lived to the age of {}.", "To what age did {name} live?", range(41, 99)),
+    ("In the year {} {name} moved away.", "In which year did {name} move?", YEARS),
+    ("{name} lived to the age of {}.", "To what age did {name} live?", AGES),
 )
 ASK = (
     "Quote the sentence that shows it word for word, in double quotes and followed by the document's number, as in "
@@ -39,14 +34,14 @@ class Citation(Generator):
 
     def draw(self, rng: random.Random) -> Problem:
         count = rng.randint(*self.documents)
-        told = [_tell(name, rng) for name in rng.sample(NAMES, count)]
+        told = [_tell(name, rng) for name in rng.sample(NAMES.split(), count)]
         documents = [" ".join(sentence for sentence, _, _ in facts) for facts in told]
         cited = rng.randrange(count)
         evidence, question, answer = rng.choice(told[cited])
         listed = "\n".join(f"[{n}] {text}" for n, text in enumerate(documents, 1))
-        meta: dict[str, Any] = {"documents": documents, "evidence": evidence, "cited": cited + 1}
-        key = f"{question} {listed}"
-        return Problem("", self.base, f"{listed}\n\n{question} {ASK}", answer, key, float(count), meta=meta)
+        meta = {"documents": documents, "evidence": evidence, "cited": cited + 1}
+        text = f"{listed}\n\n{question}"
+        return Problem("", self.base, f"{text} {ASK}", answer, text, float(count), meta=meta)
 
     def gold(self, problem: Problem) -> str:
         meta = problem.meta
@@ -56,5 +51,5 @@ class Citation(Generator):
 def _tell(name: str, rng: random.Random) -> list[tuple[str, str, str]]:
     """[(sentence, question, answer)] of three to six facts about a person."""
     facts = rng.sample(FACTS, rng.randint(3, 6))
-    answers = [str(rng.choice(values)) for _, _, values in facts]
+    answers = [rng.choice(words.split()) for _, _, words in facts]
     return [(s.format(a, name=name), q.format(name=name), a) for (s, q, _), a in zip(facts, answers, strict=True)]

@@ -80,6 +80,7 @@ RIGHT = [
     "<think>A? No: C!</think>B",
     "I first thought of \\boxed{A}. But that is in England. So it is \\boxed{B}.",
     "\\boxed{B} and again \\boxed{B}",
+    "\\boxed{B} and \\boxed{(B)}",
     "The answer is B. A is wrong because London lies elsewhere.",
 ]
 
@@ -122,6 +123,8 @@ NOT_RIGHT = [
     r"\boxed{A}\boxed{B}",
     r"\boxed{A} or \boxed{B}",
     r"\boxed{A, B}",
+    r"\boxed{B} or \boxed{Rome}",
+    r"\boxed{B}, \boxed{Paris}, \boxed{London}",
     "<answer>A</answer><answer>B</answer>",
     "The answer is A or B.",
     "The answer is B, not A.",
@@ -168,11 +171,11 @@ def test_right(response: str) -> None:
 
 @pytest.mark.parametrize("response", NOT_RIGHT, ids=lambda text: repr(text[:20]))
 def test_not_right_and_decided_at_once(response: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     score = choice(response, ask())
     assert (score.value, score.correct) == (0.0, False)
     assert score.status in ("wrong", "unparsed")
-    assert time.perf_counter() - start < 0.9
+    assert time.process_time() - start < 0.9
 
 
 @pytest.mark.parametrize(

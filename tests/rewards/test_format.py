@@ -166,11 +166,11 @@ EVIDENCE = "Lena Park was born in Oslo in 1931."
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_citation(response: str, problem: Problem, failed: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     score = citation(response, problem)
     assert " ".join(name for name, part in score.parts.items() if not part) == failed
     assert (score.value, score.correct, score.status) == ((0.0, False, "wrong") if failed else (1.0, True, "ok"))
-    assert time.perf_counter() - start < 0.9
+    assert time.process_time() - start < 0.9
 
 
 @pytest.mark.parametrize("response", ["", f'"{EVIDENCE}" [1]\nSo it must have been in that very year.', "<think>1931"])

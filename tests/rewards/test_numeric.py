@@ -210,10 +210,10 @@ def test_wrong(answer: Any, meta: dict[str, Any], text: str) -> None:
 def test_what_is_no_quantity_is_never_right_and_decided_at_once(text: str) -> None:
     numeric("1", quantity(5))  # pint is loaded
     for answer, meta in ((5, {}), ("5 m", {"rel_tol": 0.1}), (1, {"unit": "m", "abs_tol": 10.0})):
-        start = time.perf_counter()
+        start = time.process_time()
         score = verdict(text, answer, **meta)
         assert (score.value, score.correct, score.status) == (0.0, False, "unparsed")
-        assert time.perf_counter() - start < 0.3
+        assert time.process_time() - start < 0.3
 
 
 @pytest.mark.parametrize(
