@@ -21,8 +21,8 @@ from rl.exits import Stopped, StopSignal
 from rl.flops import rollout_flops
 from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
 from rl.progress import RunProgress
-from rl.rundir import RunDir, append_lines
-from rl.scoring import AUDITS, RunScorer, check_rewards
+from rl.rundir import RunDir
+from rl.scoring import RunScorer
 from rl.sync import ModuleSource
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect
@@ -60,8 +60,7 @@ class Trainer:
         self.setup, self.config, self.run = setup, setup.config, run
         self.backend, self.learner, self.progress, self.stop = backend, learner, progress, stop
         self.replay = replay
-        chains = self.config.rollout.problems * self.config.rollout.group_size
-        self.scorer = RunScorer(pool, min(self.config.rewards.audit_share, AUDITS / chains))
+        self.scorer = RunScorer(pool, setup, run.audit)
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.version = 0  # of the learner's weights = steps done
         self.saved = -1  # step of the newest checkpoint that was written, or tried
@@ -103,15 +102,10 @@ class Trainer:
     async def _step(self, step: int, queue: RolloutQueue[list[Group]]) -> None:
         began = time.monotonic()
         groups = await self._served(partial(queue.get, step))
-        failed, said = check_rewards(groups, self.setup.spec_of, self.config.rewards.max_error_share)
-        for line in said:
-            self.progress.say(f"warning: step {step}: {line}")
-        audit, disagreements = self.scorer.take_audit(step)
-        row: Row = {"step": step, "version": self.version} | rollout_metrics(groups) | failed | audit
-        row["rewards/skipped_rows"] = getattr(self.setup.task, "skipped", 0)
+        row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
+        row |= self.scorer.figures(step, groups, self.progress.say)
         row |= search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
-        row["time/reward"] = self.scorer.take_seconds()
         lengths = [(chain.prompt_len, len(chain.token_ids)) for group in groups for chain in group.chains]
         row["flops/rollout"] = rollout_flops(self.learner.shape, lengths)
         self.progress.phase(f"step {step} learning")
@@ -123,7 +117,6 @@ class Trainer:
         finally:  # the weights have moved: the step is recorded even if nobody will sample from them
             row["time/step"] = time.monotonic() - began
             self.store.append(step, groups)
-            append_lines(self.run.audit, disagreements)
             self.progress.step(self.metrics.append(row))
             self.whole = self._position
         await self._measure()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,6 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-
-
-def append_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows to a JSONL file, which is not made for none."""
-    if rows:
-        with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rewards.answer import final_answer
@@ -13,6 +14,7 @@ from rewards.audit import SECOND, TAIL, auditable, chosen
 from rewards.errors import Fault
 from rewards.pool import RewardPool
 from rewards.types import Extras, Problem, Score
+from rl.build import Setup
 from rl.metrics import Row
 from rollout.evaluate import wilson
 from rollout.types import Group
@@ -23,14 +25,17 @@ COUNTS = ("checked", "disagreed", "wrong", "right")  # heard again; found right 
 
 
 class RunScorer:
-    """A reward pool that knows for how many seconds anything was being scored; much of it overlaps with sampling.
+    """A run's reward pool, which knows for how many seconds anything was being scored; much overlaps with sampling.
 
-    `audit` is the share of the answers judged wrong that a second verifier hears, at once, where one makes sense.
+    A share of the answers judged wrong is given to a second verifier at once, where one makes sense; `path` takes what
+    they disagree about.
     """
 
-    def __init__(self, pool: RewardPool, audit: float = 0.0) -> None:
-        self.pool, self.audit, self.seconds = pool, audit, 0.0
+    def __init__(self, pool: RewardPool, setup: Setup, path: Path) -> None:
+        self.pool, self.setup, self.path, self.seconds = pool, setup, path, 0.0
         self.active, self.since = 0, 0.0
+        rollout = setup.config.rollout
+        self.share = min(setup.config.rewards.audit_share, AUDITS / (rollout.problems * rollout.group_size))
         self.audits: dict[int, tuple[Counter[str], list[Row]]] = {}  # step -> counts, disagreements
 
     async def score(
@@ -56,7 +61,7 @@ class RunScorer:
     ) -> None:
         judged_wrong = first.status in ("wrong", "unparsed")
         counts["wrong" if judged_wrong else "right"] += judged_wrong or first.correct
-        if judged_wrong and chosen(first.id, self.audit):
+        if judged_wrong and chosen(first.id, self.share):
             second = await self.pool.score(first.id, response, problem, SECOND)
             counts["checked"] += second.status in ("ok", "wrong")
             counts["disagreed"] += second.correct
@@ -65,20 +70,23 @@ class RunScorer:
                 row |= {"first_detail": first.detail, "second": second.status, "answer": final_answer(response)}
                 rows.append(row | {"response_end": response[-TAIL:]})
 
-    def take_seconds(self) -> float:
-        """What was added up since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
     def begin(self, step: int) -> None:
         """Audit this step's chains from here on, and forget what was heard of it before its sampler died."""
         self.audits[step] = Counter(), []
 
-    def take_audit(self, step: int) -> tuple[Row, list[Row]]:
-        """Metrics of a step's audit, and the disagreements, in order."""
-        counts, rows = self.audits.pop(step, (Counter(), []))
-        metrics = {f"rewards/audit_{name}": value for name, value in audit_figures(counts).items()}
-        return metrics, [{"step": step} | row for row in sorted(rows, key=lambda row: row["id"])]
+    def figures(self, step: int, groups: Sequence[Group], say: Callable[[str], None]) -> Row:
+        """What is recorded of a step's verdicts; disagreements go to the file. Raises what `check_rewards` raises."""
+        row = check_rewards(groups, self.setup.spec_of, self.setup.config.rewards.max_error_share, say)
+        counts, disagreements = self.audits.pop(step, (Counter(), []))
+        if disagreements:
+            with self.path.open("a") as file:
+                file.writelines(
+                    json.dumps({"step": step} | d) + "\n" for d in sorted(disagreements, key=lambda d: d["id"])
+                )
+        parts = getattr(self.setup.task, "parts", [self.setup.task])
+        row["rewards/skipped_rows"] = sum(getattr(part, "skipped", 0) for part in parts)
+        row["time/reward"], self.seconds = self.seconds, 0.0
+        return row | {f"rewards/audit_{name}": value for name, value in audit_figures(counts).items()}
 
 
 def audit_figures(counts: Counter[str]) -> dict[str, float]:
@@ -96,8 +104,10 @@ def audit_figures(counts: Counter[str]) -> dict[str, float]:
     return figures if wrong + right else {}
 
 
-def check_rewards(groups: Sequence[Group], spec_of: Callable[[Problem], Any], bound: float) -> tuple[Row, list[str]]:
-    """Metrics rewards/STATUS/NAME and a sentence for every reward that failed in a step.
+def check_rewards(
+    groups: Sequence[Group], spec_of: Callable[[Problem], Any], bound: float, say: Callable[[str], None]
+) -> Row:
+    """Metrics rewards/STATUS/NAME of every reward that failed in a step; a sentence about each is said.
 
     Raises Fault with these sentences where more than a share of `bound` of the step's chains got no verdict.
     """
@@ -109,10 +119,12 @@ def check_rewards(groups: Sequence[Group], spec_of: Callable[[Problem], Any], bo
             failures.setdefault(spec if isinstance(spec, str) else json.dumps(spec), []).append(score)
     row, lines = Row(), []
     for name, failed in failures.items():
-        counts = Counter(score.status for score in failed)
-        row |= {f"rewards/{status}/{name}": counts[status] for status in sorted(counts)}
-        said = ", ".join(f"{counts[status]} {status}" for status in sorted(counts))
+        counts = Counter(sorted(score.status for score in failed))
+        row |= {f"rewards/{status}/{name}": n for status, n in counts.items()}
+        said = ", ".join(f"{n} {status}" for status, n in counts.items())
         lines.append(f"reward {name} failed on {len(failed)} of {len(scores)} chains ({said}): {failed[0].detail}")
     if sum(map(len, failures.values())) > bound * len(scores):
         raise Fault(f"{'; '.join(lines)}; more than {bound:.0%} (rewards.max_error_share) stops a run")
-    return row, lines
+    for line in lines:
+        say(f"warning: {line}")
+    return row

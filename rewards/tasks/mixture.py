@@ -25,17 +25,8 @@ class Mixture:
         self.name = " + ".join(task.name for task, _ in parts)
         self.seed = seed
         self._parts = parts
+        self.parts = [task for task, _ in parts]
         self._turns = lru_cache(maxsize=8)(self._shuffled)
-
-    @property
-    def parts(self) -> list[Task]:
-        """The tasks that it mixes."""
-        return [task for task, _ in self._parts]
-
-    @property
-    def skipped(self) -> int:
-        """Rows that were left out of its files."""
-        return sum(getattr(task, "skipped", 0) for task in self.parts)
 
     @property
     def rewards(self) -> list[Any]:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rewards.errors import Fault
+from rewards.tasks import load_task
 from rewards.types import Extras, Problem, Score, Status
+from rl.config import parse_config
 from rl.scoring import RunScorer, audit_figures, check_rewards
 from rollout.evaluate import wilson
 from rollout.types import Chain, Group
@@ -28,6 +33,19 @@ def ask(scorer: RunScorer, responses: dict[str, str], step: int = 1, problem: Pr
     asyncio.run(run())
 
 
+def scorer_of(tmp_path: Path, pool: Any, share: float = 1.0, **sizes: int) -> RunScorer:
+    config = parse_config(
+        {
+            "model": {"path": "x"},
+            "task": "letters",
+            "rewards": {"audit_share": share},
+            "rollout": {"problems": 4, **sizes},
+        }
+    )
+    setup = SimpleNamespace(config=config, task=load_task("letters"), spec_of=lambda problem: problem.reward)
+    return RunScorer(pool, setup, tmp_path / "audit.jsonl")  # type: ignore[arg-type]
+
+
 class TwoVerifiers(FakePool):
     """The first wants the answer alone, the second finds it anywhere."""
 
@@ -37,11 +55,12 @@ class TwoVerifiers(FakePool):
         return Score(float(right), right, "ok" if right else "wrong", id=chain_id)
 
 
-def test_answers_judged_wrong_are_heard_again_and_disagreements_kept() -> None:
-    scorer = RunScorer(TwoVerifiers(), audit=1.0)  # type: ignore[arg-type]
+def test_answers_judged_wrong_are_heard_again_and_disagreements_kept(tmp_path: Path) -> None:
+    scorer = scorer_of(tmp_path, TwoVerifiers())
     scorer.begin(1)
     ask(scorer, {"c": "it is 2", "a": "2", "b": "two 2", "d": "3"})
-    row, rows = scorer.take_audit(1)
+    row = scorer.figures(1, [], print)
+    rows = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [r["id"] for r in rows] == ["b", "c"]
     assert rows[0] == {
         "step": 1, "id": "b", "problem": "1+1?", "reference": "2", "first": "wrong", "first_detail": "", "second": "ok",
@@ -51,29 +70,35 @@ def test_answers_judged_wrong_are_heard_again_and_disagreements_kept() -> None:
         "checked": 3, "disagreed": 2, "wrong": 3, "right": 1,
     }  # fmt: skip
     assert row["rewards/audit_false_negatives"] == pytest.approx(2 / 3)  # 2 missed of 3 right ones
-    assert scorer.take_audit(1) == ({}, [])
+    assert set(scorer.figures(1, [], print)) == {"rewards/skipped_rows", "time/reward"}
 
 
-def test_a_step_done_again_is_audited_once() -> None:
-    scorer = RunScorer(TwoVerifiers(), audit=1.0)  # type: ignore[arg-type]
+def test_a_step_done_again_is_audited_once(tmp_path: Path) -> None:
+    scorer = scorer_of(tmp_path, TwoVerifiers())
     for _ in range(2):
         scorer.begin(1)
         ask(scorer, {"c": "it is 2"})
-    assert scorer.take_audit(1)[0]["rewards/audit_checked"] == 1
+    assert scorer.figures(1, [], print)["rewards/audit_checked"] == 1
 
 
 @pytest.mark.parametrize(
     ("share", "step", "reward"), [(0.0, 1, "exact_match"), (1.0, 2, "exact_match"), (1.0, 1, "countdown")]
 )
 def test_nothing_is_heard_again_without_a_share_a_step_or_a_second_verifier(
-    share: float, step: int, reward: str
+    share: float, step: int, reward: str, tmp_path: Path
 ) -> None:
     pool = TwoVerifiers()
-    scorer = RunScorer(pool, audit=share)  # type: ignore[arg-type]
+    scorer = scorer_of(tmp_path, pool, share)
     scorer.begin(1)
     ask(scorer, {"c": "it is 2"}, step, Problem("p", "t", "1+1?", "2", "k", reward=reward))
     assert len(pool.asked) == 1
-    assert not scorer.take_audit(1)[1]
+    scorer.figures(1, [], print)
+    assert not (tmp_path / "audit.jsonl").exists()
+
+
+def test_large_steps_are_audited_in_a_smaller_share(tmp_path: Path) -> None:
+    assert scorer_of(tmp_path, TwoVerifiers(), 0.5, group_size=8).share == 0.5
+    assert scorer_of(tmp_path, TwoVerifiers(), 0.5, group_size=64).share == 64 / 256
 
 
 def test_the_estimate_by_hand() -> None:
@@ -102,11 +127,12 @@ def groups(counts: dict[str, dict[Status, int]]) -> list[Group]:
 
 def test_what_fails_is_named_with_counts_while_the_run_goes_on() -> None:
     made = groups({"mine:f": {"wrong": 90, "error": 2, "rejected": 1}, "yours.py:g": {"ok": 6, "error": 1}})
-    row, lines = check_rewards(made, lambda problem: problem.reward, 0.05)
+    lines: list[str] = []
+    row = check_rewards(made, lambda problem: problem.reward, 0.05, lines.append)
     assert row == {"rewards/error/mine:f": 2, "rewards/rejected/mine:f": 1, "rewards/error/yours.py:g": 1}
     assert lines == [
-        "reward mine:f failed on 3 of 100 chains (2 error, 1 rejected): error of mine:f",
-        "reward yours.py:g failed on 1 of 100 chains (1 error): error of yours.py:g",
+        "warning: reward mine:f failed on 3 of 100 chains (2 error, 1 rejected): error of mine:f",
+        "warning: reward yours.py:g failed on 1 of 100 chains (1 error): error of yours.py:g",
     ]
 
 
@@ -114,9 +140,11 @@ def test_what_fails_is_named_with_counts_while_the_run_goes_on() -> None:
 def test_more_than_the_bound_stops_the_run_by_name(status: Status) -> None:
     spec = {"use": "mine:make"}
     at_bound = groups({"mine": {"wrong": 95, status: 5}})
-    assert check_rewards(at_bound, lambda problem: spec, 0.05)[0] == {f'rewards/{status}/{{"use": "mine:make"}}': 5}
+    row = check_rewards(at_bound, lambda problem: spec, 0.05, print)
+    assert row == {f'rewards/{status}/{{"use": "mine:make"}}': 5}
     above = groups({"mine": {"wrong": 94, status: 6}})
     with pytest.raises(Fault, match=rf'"mine:make".* failed on 6 of 100 chains \(6 {status}\).*more than 5%'):
-        check_rewards(above, lambda problem: spec, 0.05)
-    assert check_rewards(groups({"mine": {"ok": 3, "skipped": 3, "truncated": 3}}), lambda p: "mine", 0.0) == ({}, [])
-    assert check_rewards([], lambda problem: "mine", 0.0) == ({}, [])
+        check_rewards(above, lambda problem: spec, 0.05, print)
+    fine = groups({"mine": {"ok": 3, "skipped": 3, "truncated": 3}})
+    assert check_rewards(fine, lambda problem: "mine", 0.0, print) == {}
+    assert check_rewards([], lambda problem: "mine", 0.0, print) == {}

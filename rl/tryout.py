@@ -1,0 +1,154 @@
+"""What a reward is tried on: gold answers, near misses and hostile responses; the chains that a run has stored."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rewards.answer import CLOSE, OPEN, final_answer
+from rewards.equality import as_text
+from rewards.errors import BadInput
+from rewards.gold import first_problems, in_order
+from rewards.pool import RewardPool
+from rewards.tasks import GENERATORS, load_task
+from rewards.types import Extras, Problem, Score
+from rl.rundir import open_run
+from rollout.collect import score_chain
+from rollout.evaluate import wilson
+from rollout.prompt import Template
+from rollout.store import read
+from rollout.types import Chain
+
+Stored = tuple[int, Problem, Chain]  # with its step
+SIDES = ("old", "new")
+GOLD = "gold answer"
+HOSTILE = {
+    "empty": "",
+    "blanks": " \n\t",
+    "unclosed thinking": OPEN + "Hm. " * 100,
+    "a megabyte": "X" * 2**20,
+    "10,000 brackets": "\\boxed{" + "(" * 10_000 + ")" * 10_000 + "}",
+    "power tower": "\\boxed{9**9**9**9}",
+    "factorial tower": "\\boxed{9!!!!}",
+    "code": "<answer>__import__('os').system('true')</answer>",
+    "NUL bytes": "\0" * 1000,
+    "not a number": "\\boxed{nan}",
+    "many answers": "\\boxed{1} \\boxed{2} \\boxed{3}",
+}
+
+
+async def probe_reward(pool: RewardPool, spec: Any, task: str | None, count: int) -> tuple[list[str], list[str]]:
+    """A table with a line for each kind of response, made of `count` problems of a task; and what is wrong."""
+    await pool.load(spec)
+    problems, must_accept = _problems(spec, task, count)
+    tries = [*_responses(problems), *((kind, problems[0][0], text) for kind, text in HOSTILE.items())]
+    calls = (pool.timed(p.id, text, p, spec, extras=Extras([*range(len(text.split()))])) for _, p, text in tries)
+    kinds: dict[str, list[tuple[Score, float]]] = {}
+    names = iter(kind for kind, _, _ in tries)
+    async for verdict in in_order(calls):
+        kinds.setdefault(next(names), []).append(verdict)
+    line = "{:21}{:24}{:14}{:9}{}".format
+    table, wrong = [line("response", "status", "score", "seconds", "verdict")], []
+    for kind, verdicts in kinds.items():
+        said = [(score, what) for score, _ in verdicts if (what := _complaint(kind, score, must_accept))]
+        wrong += [f"{kind}: {what}: {score.id}: {score.detail or 'no reason'}" for score, what in said]
+        statuses = ", ".join(f"{n} {status}" for status, n in Counter(s.status for s, _ in verdicts).items())
+        values = {f"{score.value:g}" for score, _ in verdicts if score.value is not None}
+        slowest = f"{max(seconds for _, seconds in verdicts):.3f}"
+        table.append(line(kind, statuses, ", ".join(sorted(values)) or "none", slowest, said[0][1] if said else "good"))
+    return table, wrong
+
+
+def _complaint(kind: str, score: Score, must_accept: bool) -> str:
+    if score.status == "error":
+        return "no verdict"
+    if kind != GOLD:
+        return f"accepts {'no answer' if kind in HOSTILE else 'a near miss'}" if score.correct else ""
+    if score.status == "rejected":
+        return "gold hits a limit"
+    return "gold is not correct" if must_accept and not score.correct else ""
+
+
+def _problems(spec: Any, task: str | None, count: int) -> tuple[list[tuple[Problem, str]], bool]:
+    """Problems with their gold responses, and whether the reward must accept these."""
+    name = task or next((kind.base for kind in GENERATORS.values() if kind.reward == spec), None)
+    if name is None:
+        sums = [Problem(f"2+{n}", "check", f"What is 2 + {n}?", str(2 + n), str(n)) for n in (2, 3)]
+        return [(problem, f"\\boxed{{{problem.answer}}}") for problem in sums], False
+    source = load_task(name)
+    return [(problem, source.gold(problem)) for problem in islice(first_problems(source, count), count)], True
+
+
+def _responses(problems: list[tuple[Problem, str]]) -> Iterator[tuple[str, Problem, str]]:
+    """(kind, problem, response): the gold answer, and what is close to it without being an answer, or right."""
+    for problem, gold in problems:
+        answer = as_text(problem.answer)
+        yield GOLD, problem, gold
+        yield "gold while thinking", problem, f"{OPEN}Hm. {gold}"
+        if len(answer) < 20:
+            yield "gold in prose", problem, f"{CLOSE}I am not sure, it may be {answer} or it may not be that."
+        if answer in gold and (number := re.search(r"\d{1,15}", answer)):
+            changed = f"{answer[: number.start()]}{int(number[0]) + 1}{answer[number.end() :]}"
+            yield "another number", problem, changed.join(gold.rsplit(answer, 1))
+        for other in [text for p, text in problems if text != gold and p.answer != problem.answer][:1]:
+            yield "another's gold", problem, other
+            yield "gold or another's", problem, f"{gold} or {other}"
+
+
+def stored_chains(path: Path, steps: str, limit: int | None) -> list[Stored]:
+    """The judged chains of a run, of the steps `7` or `5-10` alone. Raises BadInput where there are none."""
+    run, _ = open_run(path)
+    first, dash, last = steps.partition("-")
+    if steps and not (first.isdecimal() and (last.isdecimal() or not dash)):
+        raise BadInput(f"--steps {steps!r} is neither a step nor a range; write 7 or 5-10")
+    frames = read(run.samples) if run.samples.is_file() else []
+    wanted = (frame for frame in frames if not steps or int(first) <= frame[0] <= int(last or first))
+    found = ((step, g.problem, c) for step, groups in wanted for g in groups for c in g.chains if c.score is not None)
+    chains = list(islice(found, limit))
+    if not chains:
+        raise BadInput(f"{path} holds no chains{f' of steps {steps}' if steps else ''}; see its {run.samples.name}")
+    return chains
+
+
+async def rescore(pool: RewardPool, path: Path, spec: Any, chains: Iterable[Stored]) -> dict[str, Any]:
+    """A run's chains judged as it did, by another reward: figures of both sides, and the chains that changed."""
+    await pool.load(spec)
+    _, config = open_run(path)
+    template = Template.load(config.model.path, think=config.model.think, system_prompt=config.model.system_prompt)
+
+    async def one(step: int, problem: Problem, chain: Chain) -> dict[str, Any]:
+        again = await score_chain(chain, problem, template=template, pool=pool, spec=spec, step=step)
+        scores = {side: asdict(c.score) for side, c in zip(SIDES, (chain, again), strict=True) if c.score is not None}
+        answer = final_answer(template.response_text(chain))
+        return {"id": chain.id, "reference": problem.answer, "answer": answer} | scores
+
+    rows = [row async for row in in_order(one(*stored) for stored in chains)]
+    changed = [row for row in rows if row["old"]["correct"] != row["new"]["correct"]]
+    same = 1 - len(changed) / len(rows)
+    found = {"run": str(path), "reward": spec, "chains": len(rows)}
+    for side in SIDES:
+        values = [row[side]["value"] for row in rows if row[side]["value"] is not None]
+        found[side] = {"mean": fmean(values or [0.0]), "pass@1": fmean(row[side]["correct"] for row in rows)}
+    moves = Counter(" -> ".join(row[side]["status"] for side in SIDES) for row in rows)
+    agreement = {"share": same, "ci95": wilson(same, len(rows))}
+    return found | {"agreement": agreement, "moves": dict(moves.most_common()), "changed": changed}
+
+
+def describe(found: dict[str, Any], shown: int) -> list[str]:
+    """What `rescore` found in words, with the first `shown` chains that changed."""
+    (low, high), changed = found["agreement"]["ci95"], found["changed"]
+    lines = [f"{found['run']}: {found['chains']} chains under {found['reward']}"]
+    lines += [f"{count:>8}  {move}" for move, count in found["moves"].items()]
+    lines += [f"{side}: mean {found[side]['mean']:.4f}, pass@1 {found[side]['pass@1']:.4f}" for side in SIDES]
+    lines.append(f"as correct as before: {found['agreement']['share']:.4f} [{low:.4f}, {high:.4f}]")
+    for row in changed[:shown]:
+        moved = " -> ".join(f"{row[side]['status']} {row[side]['value']}" for side in SIDES)
+        reason = row["new"]["detail"]
+        lines.append(f"{row['id']}: {moved}  answer {row['answer']!r}, reference {row['reference']!r}  {reason}")
+    return [*lines, f"{len(changed)} chains changed"]
