@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rl.cli_data import tasks_app
-from rl.cli_rewards import rewards_app
+from rl.cli_data import rewards_app, tasks_app
 from rl.exits import CheckFailed, run_command
 from rl.train import EPILOG, Overrides, train
 
