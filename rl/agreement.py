@@ -8,19 +8,16 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl.config import Config
 from rl.flops import is_adapter
 from rl.memory import count_parameters
 from rollout.prompt import find_stop_ids, read_json
-
-if TYPE_CHECKING:
-    from rl.learner import Learner
 
 SMALL_MODEL = 10_000_000  # parameters
 TEMPERATURES = (0.7, 1.0)
@@ -84,10 +81,10 @@ def restored(weights: Iterable[Tensor]) -> Iterator[None]:
                 p.copy_(old)
 
 
-def adapters(learner: "Learner") -> dict[str, list[Tensor]]:
+def adapters(policy: nn.Module) -> dict[str, list[Tensor]]:
     """The parameters of each LoRA adapter by the name of the layer that it sits on; none without LoRA."""
     found: dict[str, list[Tensor]] = {}
-    for name, p in learner.policy.named_parameters():
+    for name, p in policy.named_parameters():
         if is_adapter(name):
             found.setdefault(name.partition(".lora_")[0], []).append(p)
     return found
@@ -103,17 +100,17 @@ def add_noise(weights: Iterable[Tensor], size: float, seed: int) -> None:
 
 
 @torch.no_grad()
-def flip_head(learner: "Learner", prompt: list[int]) -> None:
+def flip_head(policy: Any, prompt: list[int]) -> None:
     """Turn the output head's rows around, but for those of the prompt's tokens."""
-    head = learner.policy.get_output_embeddings().weight
+    head = policy.get_output_embeddings().weight
     rows = torch.ones(len(head), dtype=torch.bool, device=head.device)
     rows[prompt] = False
     head[rows] *= -1
 
 
-def weights_sum(learner: "Learner") -> float:
+def weights_sum(policy: nn.Module) -> float:
     """A number that moves when any weight does."""
-    return float(sum(p.detach().double().sum() for p in learner.policy.parameters()))
+    return float(sum(p.detach().double().sum() for p in policy.parameters()))
 
 
 def expected_stop_ids(tokenizer: Any, path: Path) -> dict[int, str]:

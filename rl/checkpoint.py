@@ -14,16 +14,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from safetensors import safe_open
 
 from rewards.errors import BadInput
 from rl.exits import DISK_FULL
 from rl.rundir import write_json
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 STATE = Path("trainer", "state.safetensors")
+Tensors = dict[str, Any]  # torch loads with the first of them
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,18 @@ class Checkpoint:
     step: int
 
     def fingerprint(self) -> str:
-        from safetensors import safe_open
-
         with safe_open(self.path / STATE, framework="pt") as file:
             return str(file.metadata()["fingerprint"])
 
-    def learner_state(self) -> "dict[str, Tensor]":
+    def learner_state(self) -> Tensors:
         """What `Learner.state_dict` gave, on the CPU."""
         from safetensors.torch import load_file
 
-        tensors: dict[str, Tensor] = load_file(self.path / STATE)
-        return tensors
+        return load_file(self.path / STATE)
 
 
 def save_checkpoint(
-    root: Path,
-    step: int,
-    save_model: Callable[[Path], None],
-    learner_state: "dict[str, Tensor]",
-    fingerprint: str,
-    keep: int,
+    root: Path, step: int, save_model: Callable[[Path], None], learner_state: Tensors, fingerprint: str, keep: int
 ) -> None:
     """Write step-N below `root`: all of it or nothing, and prune older ones down to `keep`.
 
@@ -129,7 +121,7 @@ def _prune(root: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_state(directory: Path, learner_state: "dict[str, Tensor]", fingerprint: str) -> None:
+def _write_state(directory: Path, learner_state: Tensors, fingerprint: str) -> None:
     from safetensors.torch import save_file
 
     (directory / STATE).parent.mkdir()

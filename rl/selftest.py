@@ -142,7 +142,7 @@ class Selftest:
 
     async def check_modules(self) -> None:
         """With LoRA: that each adapted layer alone moves the learner, and by a push the sampler to the same place."""
-        for name, weights in agreement.adapters(self.learner).items():
+        for name, weights in agreement.adapters(self.learner.policy).items():
             with agreement.restored(weights):
                 alive = self._change_visibly(weights)
                 await self.push()
@@ -219,7 +219,7 @@ class Selftest:
 
         old = await answers()
         with agreement.restored(self.learner.policy.parameters()):
-            agreement.flip_head(self.learner, self.short_prompt)
+            agreement.flip_head(self.learner.policy, self.short_prompt)
             await self.push()
             new = await answers()
         await self.push()
@@ -228,7 +228,7 @@ class Selftest:
     async def check_steps(self) -> None:
         """Two steps of the run's own kind at learning rate 0: the mismatch is small, the ratio 1, no weight moves."""
         setup, config, report = self.setup, self.setup.config, self.report
-        total, rows = agreement.weights_sum(self.learner), []
+        total, rows = agreement.weights_sum(self.learner.policy), []
         for step in (1, 2):
             plan = replace(setup.plan, samples=2)
             examiner = Examiner(self.backend.sampler, setup.template, EveryOther(), setup.spec_of, plan, step)
@@ -243,7 +243,7 @@ class Selftest:
         )
         ratio = report.ratio_max
         report.require(abs(ratio - 1) < 1e-4, f"ratio/max is {ratio:.6f} at learning rate 0, not 1")
-        report.require(agreement.weights_sum(self.learner) == total, "weights moved at learning rate 0")
+        report.require(agreement.weights_sum(self.learner.policy) == total, "weights moved at learning rate 0")
 
     async def check_stop_ids(self) -> None:
         """That the sampler stops at each id it is given, and that the template gives every id that ends a turn."""
