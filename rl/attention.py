@@ -23,7 +23,7 @@ NAME = "ponder_varlen"
 class VarlenPlan:
     """How one packed row of T tokens falls into S chains: the same once for kernels and once for loops."""
 
-    cu_seq_lens: Tensor  # [S + 1] int32, on the device of the pass
+    cu_seq_lens: Tensor  # [S + 1] int32, on the device of the pass, e.g. [0, 120, 310]
     lengths: list[int]  # [S]
 
     @property

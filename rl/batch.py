@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import Fault
+from rl.attention import VarlenPlan
 from rollout.types import Chain, Group
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -57,13 +58,11 @@ class TrainBatch:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass: S chains end to end without padding, T positions, N rows."""
+class MicroBatch(VarlenPlan):
+    """One forward pass, which is its own plan: S chains end to end without padding, T positions, N rows."""
 
     input_ids: Tensor  # [1, T] int64
     position_ids: Tensor  # [1, T] int64, restarts at 0 with each chain
-    cu_seq_lens: Tensor  # [S + 1] int32, e.g. [0, 120, 310]
-    lengths: list[int]  # [S]
     predictors: Tensor  # [N] int64, the position whose output predicts each row
     rows: Tensor  # [N] int64, the rows in the TrainBatch
 

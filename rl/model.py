@@ -131,8 +131,7 @@ def policy_logprobs(
 
     The body runs over all T positions, the head only where a sampled token is predicted.
     """
-    plan = varlen.VarlenPlan(micro.cu_seq_lens, micro.lengths)
-    body = model.base_model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=plan)
+    body = model.base_model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=micro)
     hidden = body.last_hidden_state[0].index_select(0, micro.predictors)
     head = model.get_output_embeddings()
     return head_logprobs(hidden, head.weight, targets, temperature, getattr(head, "bias", None))
@@ -225,10 +224,9 @@ def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
 def _check_plain_head(model: PreTrainedModel) -> None:
     """Some families scale or cap their logits after the head; `policy_logprobs` would be wrong for them."""
     ids = torch.arange(3).unsqueeze(0)
-    micro = MicroBatch(ids, ids, torch.tensor([0, 3], dtype=torch.int32), [3], torch.arange(3), torch.arange(3))
+    micro = MicroBatch(torch.tensor([0, 3], dtype=torch.int32), [3], ids, ids, torch.arange(3), torch.arange(3))
     mine, _ = policy_logprobs(model, micro, ids[0], 1.0)
-    plan = varlen.VarlenPlan(micro.cu_seq_lens, micro.lengths)
-    logits = model(input_ids=ids, position_ids=ids, use_cache=False, varlen=plan).logits
+    logits = model(input_ids=ids, position_ids=ids, use_cache=False, varlen=micro).logits
     theirs = logits[0].double().log_softmax(-1).gather(1, ids.T).squeeze(1)
     if not torch.allclose(mine.double(), theirs, atol=1e-4 if model.dtype != torch.bfloat16 else 0.1):
         raise BadInput(f"{model.config.model_type} changes its logits after the head, which the learner can't train")
