@@ -4,36 +4,64 @@ Every finder is linear in the response's length: a megabyte of half-open boxes m
 """
 
 import re
+from collections.abc import Iterator
+
+from rewards.types import Prompt
 
 OPEN, CLOSE = "<think>", "</think>"
 MAX_LINE = 200  # characters of the longest answer read from running text or from a bare line
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_STATED = re.compile(r"\b(?:the (?:final |correct )?answer is|(?:final )?answer:)\s*:?\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_TAGS = re.compile(r"</?answer>")
+_HASHED = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
+_STATED = re.compile(
+    r"\b(?:the (?:final |correct )?answer(?: to [^.:\n]{1,80}?)? is|answer(?:\*\*)?[:=])[\s:*]*(?:\$\$|\\\[)?\s*",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?:\\?[)\]$*\"'])*(?:\s|$)")
 _WRAPPERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
+_FENCES = {"", "$$", "\\]", "```"}  # lines that only close a display
+
+Span = tuple[int, int]
 
 
 def final_answer(response: str) -> str | None:
-    r"""The final answer after the thinking block, or None.
+    """The final answer after the thinking block, or None where there is none, or a hedge between several."""
+    found = final_answers(response)
+    return found[0] if len(found) == 1 else None
 
-    In this order: `\boxed{x}`, `<answer>x</answer>`, `#### x`, "the answer is x", a bare last line. Different
-    answers of one kind are a hedge: None. A thinking block that is never closed holds no answer: None.
+
+def final_answers(response: str) -> list[str]:
+    r"""The different final answers of the last sentence that states one; more than one is a hedge.
+
+    In this order: `\boxed{x}`, `<answer>x</answer>`, `#### x`, "the answer is x", a bare last line. A thinking block
+    that is never closed holds no answer.
     """
-    text = after_thinking(response)
-    if text is None:
-        return None
-    for find in (boxed, _tagged, _hashed, _stated, _bare_line):
-        found = [answer for answer in map(_unwrap, find(text)) if answer]
+    text = after_thinking(response) or ""
+    for find in (_boxes, _tagged, _hashed, _stated, _bare_line):
+        found: dict[str, str] = {}
+        start = None
+        for span in reversed(list(find(text))):
+            answer = _unwrap(text[slice(*span)])
+            if answer and start is not None and _separate(text[span[1] : start]):
+                break
+            if answer:
+                found.setdefault(squeeze(answer), answer)
+                start = span[0]
         if found:
-            agree = len({squeeze(answer) for answer in found}) == 1
-            return found[-1] if agree else None
-    return None
+            return list(found.values())[::-1]
+    return []
 
 
 def after_thinking(response: str) -> str | None:
     """What stands after the thinking block; the whole response where there is none; None if it is unclosed."""
     _, close, rest = response.rpartition(CLOSE)
     return None if OPEN in (rest if close else response) else rest
+
+
+def with_open_tag(response: str, prompt: Prompt) -> str:
+    """The response with `<think>` before it where the prompt ends inside a thinking block that it opened."""
+    tail = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", "")) if prompt else ""
+    return OPEN + response if tail.rstrip().endswith(OPEN) and not response.lstrip().startswith(OPEN) else response
 
 
 def squeeze(text: str) -> str:
@@ -43,11 +71,16 @@ def squeeze(text: str) -> str:
 
 def boxed(text: str) -> list[str]:
     r"""Contents of the outermost `\boxed{…}` with balanced braces, in order."""
+    return [text[start:end] for start, end in _boxes(text)]
+
+
+def _boxes(text: str) -> list[Span]:
     opened: list[tuple[int, bool]] = []  # (start of the content, whether a box opened it)
-    spans: list[tuple[int, int]] = []
-    for match in _BRACES.finditer(text, max(0, text.find("\\boxed"))):
+    spans: list[Span] = []
+    first = min((place for name in ("\\boxed", "\\fbox") if (place := text.find(name)) >= 0), default=len(text))
+    for match in _BRACES.finditer(text, first):
         token = match.group()
-        if token[-1] == "{" and (token == "{" or token.startswith("\\boxed")):
+        if token[-1] == "{" and token != "\\{":
             opened.append((match.end(), token != "{"))
         elif token == "}" and opened:
             start, is_box = opened.pop()
@@ -55,37 +88,53 @@ def boxed(text: str) -> list[str]:
                 while spans and spans[-1][0] > start:  # a box inside this one
                     spans.pop()
                 spans.append((start, match.start()))
-    return [text[start:end] for start, end in spans]
+    return spans
 
 
-def _tagged(text: str) -> list[str]:
-    pieces = [piece.rpartition("<answer>") for piece in text.split("</answer>")[:-1]]
-    return [content for _, tag, content in pieces if tag]
+def _tagged(text: str) -> Iterator[Span]:
+    start = None
+    for match in _TAGS.finditer(text):
+        if match.group() == "<answer>":
+            start = match.end()
+        elif start is not None:
+            yield start, match.start()
+            start = None
 
 
-def _hashed(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines()] if "####" in text else []
-    return [line[4:] for line in lines if line.startswith("####") and not line.startswith("#####")]
+def _hashed(text: str) -> Iterator[Span]:
+    return (match.span(1) for match in _HASHED.finditer(text))
 
 
-def _stated(text: str) -> list[str]:
-    lines = [text[match.end() : match.end() + MAX_LINE + 1].partition("\n")[0] for match in _STATED.finditer(text)]
-    sentences = [_SENTENCE_END.split(line, maxsplit=1)[0] for line in lines]
-    return [sentence for sentence in sentences if len(sentence) <= MAX_LINE]
+def _stated(text: str) -> Iterator[Span]:
+    for match in _STATED.finditer(text):
+        line = text[match.end() : match.end() + MAX_LINE + 1].partition("\n")[0]
+        sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
+        if len(sentence) <= MAX_LINE:
+            yield match.end(), match.end() + len(sentence)
 
 
-def _bare_line(text: str) -> list[str]:
+def _bare_line(text: str) -> list[Span]:
     """The last line, unless it is long or a sentence: a number in prose is no answer."""
-    line = text.rstrip().rpartition("\n")[2].strip()
-    is_sentence = line[-1:] in (".", "!", "?") and sum(word[0].isalpha() for word in line[:MAX_LINE].split()) > 3
-    return [] if len(line) > MAX_LINE or is_sentence else [line]
+    start = len(text)
+    for whole in reversed(text.splitlines(keepends=True)):
+        start -= len(whole)
+        line = whole.strip()
+        if line not in _FENCES:
+            prose = line[-1] in ".!?" and sum(word[0].isalpha() for word in line[:MAX_LINE].split()) > 3
+            return [] if len(line) > MAX_LINE or prose else [(start, start + len(whole))]
+    return []
+
+
+def _separate(gap: str) -> bool:
+    """Whether the text between two answers ends a sentence, or a paragraph before more words."""
+    return bool(_SENTENCE_END.search(gap)) or any(map(str.isalpha, gap.rpartition("\n\n")[2] if "\n\n" in gap else ""))
 
 
 def _unwrap(text: str) -> str:
-    """Without blanks, a closing full stop, and one layer of Markdown or LaTeX around it."""
+    """Without blanks, a closing full stop, and a layer each of the Markdown and LaTeX around it."""
     text = text.strip().removesuffix(".").rstrip()
     for left, right in _WRAPPERS:
-        inner = text[len(left) : -len(right)]
-        if text.startswith(left) and text.endswith(right) and inner and left not in inner:
-            return inner.strip().removesuffix(".").rstrip()
+        inner = text.removeprefix(left).removesuffix(right).strip().removesuffix(".").rstrip()
+        if inner and left not in inner and right not in inner:
+            text = inner
     return text

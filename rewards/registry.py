@@ -33,6 +33,7 @@ BUILT_IN = {
     "gym": "rewards.puzzle:Puzzle",
     "length": "rewards.length:length",
     "letters": "rewards.tasks.letters:letters",
+    "math": "rewards.math:math",
     "numeric": "rewards.numeric:numeric",
     "overlong": "rewards.length:overlong",
     "poem": "rewards.constraint:poem",

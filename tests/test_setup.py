@@ -24,6 +24,7 @@ BROUGHT_BY = {
     "click": "typer",
     "huggingface_hub": "transformers",
     "markupsafe": "jinja2",
+    "mpmath": "sympy",
     "pyarrow": "datasets",
     "pydantic_core": "pydantic",
     "starlette": "vllm",

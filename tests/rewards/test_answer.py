@@ -24,7 +24,7 @@ TABLE = [
     ("The answer is 12.", "12"),
     ("Well, the final answer is: 3.5. Done!", "3.5"),
     ("Final answer: $7$", "7"),
-    ("The answer is 4. No, the answer is 5.", None),
+    ("The answer is 4. No, the answer is 5.", "5"),
     ("13 - ( 10 - 2 )", "13 - ( 10 - 2 )"),
     ("Some words first\n**17**", "17"),
     (r"\( 8 \)", "8"),

@@ -1,0 +1,273 @@
+r"""Mathematics in LaTeX or plain text as a small tree of tuples. Our own grammar: bounded, and it runs nothing.
+
+Leaves: ("n", value, decimals), ("s", name), ("pi",), ("e",), ("i",), ("inf",). Expressions: (operation, *arguments),
+relations and "union" among them. Structures: ("list" | "set" | "()" | "[)" | …, *items), ("matrix", *rows).
+"""
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+import yaml
+
+from rewards.answer import boxed
+
+MAX_LENGTH = 1000
+Node = tuple[Any, ...]
+
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+FUNCTIONS, GREEK = _TABLE["functions"].split(), _TABLE["greek"].split()
+CONSTANTS: dict[str, str] = _TABLE["constants"]
+NAMES = {*FUNCTIONS, *GREEK, *CONSTANTS}
+_LEVELS: list[dict[str, str]] = _TABLE["levels"]
+_GROUPS: dict[str, list[str]] = _TABLE["groups"]
+RELATIONS = {*_LEVELS[0].values()} - {"in"}
+_PLUS_MINUS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
+_CHARACTERS = str.maketrans(
+    dict(zip(*_TABLE["characters"], strict=True))
+    | {char: f"\\{name} " for char, name in zip(_TABLE["commands"][0], _TABLE["commands"][1].split(), strict=True)}
+    | {char: f"\\{name} " for char, name in zip(_TABLE["greek_letters"], GREEK, strict=False)}
+    | {char: " \\frac{{{}}}{{{}}}".format(*normalize("NFKC", char).split("\u2044")) for char in _TABLE["fractions"]}
+    | dict.fromkeys(_TABLE["dropped"], "")
+)
+_REWRITES = [(re.compile(old.replace("UNIT", _TABLE["unit"])), new) for old, new in _TABLE["rewrites"]]
+_CYCLE = re.compile(r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")  # 0.1\overline{6}
+_SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.]| \d|/)")  # 10 000
+_THOUSANDS = re.compile(r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d)\]}]|,\d)")
+_TOKEN = re.compile(
+    r"(\s*)(?:(\d+\.?\d*(?:[eE][+-]?\d{1,3}(?!\d))?|\.\d+)|\\text\{([^{}]*)\}|([^\W\d_]+)|(\\(?:[A-Za-z]+|.)|\*\*|[<>!]=|\S))",
+)
+_LETTERS = re.compile("|".join([*FUNCTIONS, "pi", "."]))
+
+
+class NotRead(ValueError):
+    """A text that this grammar does not know."""
+
+
+class TooBig(ValueError):
+    """A text or a number beyond what is ever compared."""
+
+
+def clean(text: str) -> str:
+    """One spelling for what looks alike: Unicode signs, spacing, boxes, units, degrees, fractions. Raises TooBig."""
+    if len(text) > MAX_LENGTH or not "".join(text.split()).isprintable():
+        raise TooBig
+    text = ", ".join(boxed(text)) or text
+    if not text.isascii():
+        text = re.sub("([₀-₉]+)", r"_{\1}", re.sub("([⁰¹²³⁴-⁹⁺⁻ⁿ]+)", r"^{\1}", text))
+        text = normalize("NFKC", text.translate(_CHARACTERS))
+    if "\\\\" in text and "\\begin" not in text:  # escaped twice
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
+    for pattern, new in _REWRITES:
+        text = pattern.sub(new, text)
+    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), _CYCLE.sub(_repeating, text))
+    return " ".join(text.split()).rstrip(".,; ")
+
+
+def _repeating(match: re.Match[str]) -> str:
+    whole, start, cycle = match.groups()
+    over = (10 ** len(cycle) - 1) * 10 ** len(start)
+    return f"\\frac{{{int(whole + start + cycle) - int(whole + start)}}}{{{over}}}"
+
+
+def read(text: str, thousands: bool = True) -> tuple[Node, str]:
+    """The tree of a cleaned text, and the unit behind it. With `thousands` 1,234 is one number. Raises NotRead."""
+    tokens = _tokens(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text) if thousands else text)
+    if {"\\pm", "\\mp"}.isdisjoint(tokens):
+        return _Parser(tokens).whole()
+    (plus, unit), (minus, _) = (_Parser([sign.get(token, token) for token in tokens]).whole() for sign in _PLUS_MINUS)
+    both = [item for node in (plus, minus) for item in (node[1:] if node[0] in ("list", "set") else (node,))]
+    return ("list", *dict.fromkeys(both)), unit
+
+
+def _tokens(text: str) -> list[str]:
+    r"""Numbers, commands (`\sin`), letters, signs; a word or a unit as `"word`."""
+    tokens: list[str] = []
+    for space, number, words, letters, sign in _TOKEN.findall(text):
+        words, last = words.strip(), tokens[-1] if tokens else "+"
+        if words in ("and", "or") or letters in ("and", "or") or sign == ";":
+            tokens.append(",")
+        elif words:
+            unit = last[-1] in "0123456789)}" and words not in ("e", "i")
+            tokens += (
+                ['"' + words] if words not in NAMES and (unit or (words.isalpha() and words[1:])) else _tokens(words)
+            )
+        elif letters == "U" and last in (")", "]"):
+            tokens.append("\\cup")
+        elif letters in NAMES:
+            tokens.append("\\" + letters)
+        elif _is_word(letters) and (space or not last[0].isdigit()):
+            tokens.append('"' + letters)
+        elif letters:
+            tokens += ["\\" + piece if piece[1:] else piece for piece in _LETTERS.findall(letters)]
+        elif number or sign:
+            tokens.append(number or sign)
+    return tokens
+
+
+def _is_word(letters: str) -> bool:
+    return bool(letters[2:] and set("aeiouAEIOU") & set(letters)) and not letters.startswith(tuple(FUNCTIONS))
+
+
+class _Parser:
+    """Recursive descent over the tokens. Too deep a nesting ends as RecursionError."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens, self.at = [*tokens, ""], 0
+
+    @property
+    def next(self) -> str:
+        return self.tokens[self.at]
+
+    def take(self, *expected: str) -> str:
+        token = self.next
+        if not token or (expected and token not in expected):
+            raise NotRead(f"{token!r} at {self.at}")
+        self.at += 1
+        return token
+
+    def whole(self) -> tuple[Node, str]:
+        items = self.items("")
+        rest = self.tokens[self.at : -1]
+        if rest and not (rest[0][0] == '"' and all(token[0] in '"/^{}.0123456789' for token in rest)):
+            raise NotRead(f"left over: {rest[:3]}")
+        unit = "".join(token.strip('"{}.') for token in rest).lower()
+        return (items[0] if len(items) == 1 else ("list", *items)), unit
+
+    def items(self, *ends: str) -> list[Node]:
+        found = []
+        while self.next not in ends and self.next[:1] != '"':
+            found.append(self.binary(0))
+            while self.next == ",":
+                self.take()
+                if self.next[:1] == '"':
+                    raise NotRead("a word in a list")
+        if not found:
+            raise NotRead("nothing there")
+        return found
+
+    def binary(self, level: int) -> Node:
+        """Operands of a level, joined from left to right; at the tightest also those with no sign between them."""
+        signs, operand = _LEVELS[level], self.factor if level == 3 else lambda: self.binary(level + 1)
+        node = operand()
+        while True:
+            before = self.tokens[self.at - 1]
+            if self.next in signs:
+                node = (signs[self.take()], node, operand())
+            elif level == 3 and node[0] == "n" and before[0].isdigit() and self._fraction():  # a mixed number
+                fraction = (
+                    self.primary()
+                    if self.next == "\\frac"
+                    else ("/", self.primary(), self.take("/") and self.primary())
+                )
+                node = ("-" if node[1] < 0 else "+", node, fraction)
+                node = ("%", node) if self.next == "%" and self.take() else node
+            elif level == 3 and self._factor_follows(before):
+                node = ("*", node, self.power())
+            else:
+                return node
+
+    def _fraction(self) -> bool:
+        top, sign, bottom = (*self.tokens[self.at :], "", "")[:3]
+        return top == "\\frac" or (top.isdigit() and sign == "/" and bottom.isdigit())
+
+    def _factor_follows(self, before: str, in_function: bool = False) -> bool:
+        token = self.next
+        if token[:1].isdigit():
+            return not before[0].isdigit()
+        if token[:1].isalpha() or token[1:] in GREEK or token[1:] in CONSTANTS or token == "\\frac":
+            return True
+        return not in_function and ((token in _GROUPS and token != "|") or token[1:] in NAMES or token == "\\binom")
+
+    def factor(self) -> Node:
+        if self.next not in ("+", "-"):
+            return self.power()
+        sign, node = self.take(), self.factor()
+        if sign == "+":
+            return node
+        return ("n", -node[1], node[2]) if node[0] == "n" else ("neg", node)
+
+    def power(self) -> Node:
+        node = self.primary()
+        while self.next in ("^", "**", "!", "%", "°"):
+            sign = self.take()
+            node = ("^", node, self.script()) if sign in ("^", "**") else (sign, node)
+        return node
+
+    def script(self) -> Node:
+        if self.next in ("-", "+"):
+            return ("neg", self.script()) if self.take() == "-" else self.script()
+        node = self.primary()
+        return ("^", node, self.script()) if self.next in ("^", "**") and self.take() else node
+
+    def primary(self) -> Node:
+        token = self.take()
+        name = token.lstrip("\\")
+        if token in _GROUPS:
+            return self._group(token)
+        if name in CONSTANTS or token in ("e", "i"):
+            return (CONSTANTS.get(name, name),)
+        if token[0].isdigit() or (token[0] == "." and token != "."):
+            return ("n", Fraction(token), len(token.partition(".")[2]))
+        if name in GREEK or token.isalpha():
+            return ("s", f"{name}_{self.argument()}") if self.next == "_" and self.take() else ("s", name)
+        if name in ("frac", "binom"):
+            return ("/" if name == "frac" else name, self.argument(), self.argument())
+        if name in _TABLE["marked"].split():
+            return ("s", f"{name} {self.argument()}")
+        if name == "matrix":
+            return self._matrix()
+        if token[0] == "\\" and name in FUNCTIONS:
+            return self._call(name)
+        raise NotRead(token)
+
+    def argument(self) -> Node:
+        """What a command applies to: a group, or one sign; of a number one digit."""
+        if self.next.isdigit():
+            self.tokens[self.at : self.at + 1] = [*self.next]
+        return self.primary()
+
+    def _group(self, opening: str) -> Node:
+        ends = _GROUPS[opening]
+        items = self.items(*ends)
+        closing = self.take(*ends)
+        if opening == "\\{" or len(items) > 1:
+            return ({"\\{": "set", "{": "list"}.get(opening, opening + closing), *items)
+        name = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}.get(opening)
+        return (name, items[0]) if name else items[0]
+
+    def _call(self, name: str) -> Node:
+        if name == "sqrt":
+            index = self._group(self.take()) if self.next == "[" else None
+            value = self.argument()
+            return ("^", value, ("/", ("n", Fraction(1), 0), index)) if index else ("sqrt", value)
+        exponent = base = None
+        while self.next in ("^", "_"):
+            if self.take() == "^":
+                exponent = self.script()
+            else:
+                base = self.argument()
+        value = self.primary() if self.next in _GROUPS else self.power()
+        while (
+            name != "surd"
+            and self.tokens[self.at - 1] not in ")}|"
+            and self._factor_follows(self.tokens[self.at - 1], True)
+        ):
+            value = ("*", value, self.power())
+        if exponent in (("neg", ("n", 1, 0)), ("n", -1, 0)):
+            name, exponent = f"arc{name}", None
+        node = ("/", ("ln", value), ("ln", base)) if name == "log" and base else (name, value)
+        return ("^", node, exponent) if exponent else node
+
+    def _matrix(self) -> Node:
+        rows: list[list[Node]] = [[]]
+        while self.next != "\\endmatrix":
+            rows[-1].append(self.binary(2))
+            if self.next == "\\\\" and self.take():
+                rows.append([])
+            elif self.next != "\\endmatrix":
+                self.take("&")
+        self.take()
+        return ("matrix", *map(tuple, filter(None, rows)))

@@ -1,0 +1,222 @@
+r"""Whether a final answer equals the reference as mathematics: exact wherever it can be, no loose tolerance.
+
+In this order: the same text; exact numbers; the same words; our own parse (rewards.latex), compared part by part and by
+value (rewards.value). Only what that can't read goes to math-verify. Why: docs/rewards.md.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from rewards.answer import final_answers, squeeze, with_open_tag
+from rewards.equality import as_text, number
+from rewards.latex import NAMES, RELATIONS, Node, NotRead, TooBig, clean, read
+from rewards.types import Problem, Score
+from rewards.value import names, proportional, same_value
+
+MAX_ANSWERS = 20  # of one hedging sentence that are compared
+MAX_FALLBACK = 300  # characters that math-verify is given
+_WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' -])*")
+_PROSE = re.compile(r"(?<![\\{a-zA-Z])[a-zA-Z]{3,}")
+_FIERCE = re.compile(r"!|\^[^,+=]{0,40}\^|\d{30}|\^\{?\d{4}|\\(?:prod|binom)(?![a-z])")  # endless, or near zero
+_TURNED = {"<": ">", "<=": ">="}
+Verdict = bool | None  # None: our own grammar can't tell
+
+
+def math(response: str, problem: Problem) -> Score:
+    """Whether the final answer equals `problem.answer`; `rel_tol` and `abs_tol` in `problem.meta` hold for decimals."""
+    _math_verify()  # imported in the pool's warm-up call, not on the clock of the first item that needs it
+    answers = final_answers(with_open_tag(response, problem.prompt))
+    if not answers:
+        return Score(0.0, False, "unparsed", detail="no final answer")
+    gold = problem.answer
+    reference = ", ".join(map(as_text, gold)) if isinstance(gold, list) else as_text(gold)
+    tolerance = [float(problem.meta.get(name) or 0) for name in ("rel_tol", "abs_tol")]
+    if len(answers) <= MAX_ANSWERS and equal(reference, ", ".join(answers), *tolerance):
+        return Score(1.0, True, "ok")
+    return Score(0.0, False, "wrong", detail=f"answered {' or '.join(answers)[:80]!r}")
+
+
+def equal(reference: str, answer: str, rel_tol: float = 0.0, abs_tol: float = 0.0) -> bool:
+    """Whether two texts say the same. What is too big or too deep to compare is different."""
+    try:
+        found = _decide(reference, answer, rel_tol, abs_tol)
+        return _ask_math_verify(clean(reference), clean(answer)) if found is None else found
+    except (TooBig, RecursionError):
+        return False
+
+
+def _decide(reference: str, answer: str, rel_tol: float, abs_tol: float) -> Verdict:
+    if squeeze(reference) == squeeze(answer):
+        return True
+    left, right = number(reference), number(answer)
+    if left is not None and right is not None and not (rel_tol or abs_tol or "/" in reference + answer):
+        return left == right
+    texts = clean(reference), clean(answer)
+    words = [_words(text) for text in texts]
+    if texts[0] == texts[1] or any(words):
+        return bool(texts[0]) and words[0] == words[1]
+    verdicts: list[Verdict] = []
+    try:
+        for thousands in (True, False) if "," in "".join(texts) else (True,):
+            (a, unit), (b, other) = (read(text, thousands) for text in texts)
+            if unit and other and not _same_unit(unit, other):
+                return False
+            if (rel_tol or abs_tol) and a[0] == b[0] == "n" and a[2]:  # a[2]: no tolerance on an integer
+                return bool(abs(a[1] - b[1]) <= max(rel_tol * abs(a[1]), abs_tol))
+            verdicts.append(_same(a, b))
+    except NotRead:
+        return None
+    return any(verdicts) or (None if None in verdicts else False)
+
+
+def _words(text: str) -> str | None:
+    """A text answer in lower case, or None for anything that may be mathematics."""
+    plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().lower()
+    wordy = any(word[1:] and set("aeiouy") & set(word) for word in plain.split())
+    return squeeze(plain) if wordy and _WORDS.fullmatch(plain) and not NAMES & set(plain.split()) else None
+
+
+def _same_unit(a: str, b: str) -> bool:
+    """cm is centimeters, in is inches: the shorter one's letters occur in the longer one in this order."""
+    short, long = sorted((a.rstrip("s"), b.rstrip("s")), key=len)
+    letters = iter(long)
+    return short == long or (len(long) > 2 and short[:1] == long[:1] and all(char in letters for char in short))
+
+
+def _same(a: Node, b: Node) -> Verdict:
+    """Whether two trees are equal, part by part. Symmetric."""
+    a, b = _core(a), _core(b)
+    kinds = {a[0], b[0]}
+    if a == b:
+        return True
+    if kinds & RELATIONS:
+        return _relations(a, b)
+    if kinds == {"matrix"}:
+        shapes = [[len(row) for row in node[1:]] for node in (a, b)]
+        return shapes[0] == shapes[1] and _every(zip(sum(a[1:], ()), sum(b[1:], ()), strict=True))
+    if kinds & {"matrix", "union"} and len(kinds) > 1:
+        return None
+    if kinds <= {"list", "set"} or kinds == {"union"}:
+        return _unordered(_same, _parts(a), _parts(b))
+    structures = [node[0] in ("list", "set", "union") or node[0][0] in "([" for node in (a, b)]
+    if not any(structures):
+        return same_value(a, b)
+    if len(a) != len(b) or not all(structures) or (len(kinds) > 1 and len(a) == 3 and kinds & {"[]", "[)", "(]"}):
+        return False
+    return _every(zip(a[1:], b[1:], strict=True))
+
+
+def _core(node: Node) -> Node:
+    """Without `x in`, degrees, or the braces around a single item."""
+    while node[0] in ("in", "°") or (node[0] in ("set", "list") and len(node) == 2):
+        node = node[-1]
+    return node
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    """Items, or the members of a union."""
+    return (*_parts(node[1]), node[2]) if node[0] == "union" else node[1:] if node[0] in ("list", "set") else (node,)
+
+
+def _every(pairs: Iterable[tuple[Node, Node]]) -> Verdict:
+    verdicts = [_same(a, b) for a, b in pairs]
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _unordered(same: Callable[[Any, Any], Verdict], ours: Sequence[Any], theirs: Sequence[Any]) -> Verdict:
+    rest, unsure = list(theirs), False
+    for a in ours if len(ours) == len(theirs) else ():
+        verdicts = [same(a, b) for b in rest]
+        if True in verdicts:
+            del rest[verdicts.index(True)]
+        unsure |= True not in verdicts and None in verdicts
+    return not rest or (None if unsure else False)
+
+
+def _relations(a: Node, b: Node) -> Verdict:
+    """Equations and inequalities against each other, or `x = 5` against 5."""
+    (name, value), (other, against) = _assigned(a), _assigned(b)
+    if not (a[0] in RELATIONS and b[0] in RELATIONS):
+        interval = _interval(a if a[0] in RELATIONS else b)
+        if interval:  # as math-verify has it: an interval may answer for an inequality, not the other way round
+            return a[0] in RELATIONS and _same(interval, b)
+        return None if name is other is None else _same(value, against)
+    if name is not None and name == other:
+        return _same(value, against)
+    found = _unordered(_proportional, _chain(a), _chain(b))
+    return None if found is False and a[0] == b[0] == "=" and None in (name, other) else found
+
+
+def _assigned(node: Node) -> tuple[Node | None, Node]:
+    """The left side and the value of `x = … = value`; None for a side with more than names or constants in it."""
+    first = node
+    while first[0] == "=":
+        first = first[1]
+    plain = node[0] == "=" and (not names(first) or _only_names(first))
+    return (first, node[2]) if plain else (None, node)
+
+
+def _only_names(node: Node) -> bool:
+    return node[0] == "s" or (node[0] in ("*", "/") and all(map(_only_names, node[1:])))
+
+
+def _interval(node: Node) -> Node | None:
+    """The interval that `a < x <= b` or `x > a` describes."""
+    left, low, high, right = "(", ("neg", ("inf",)), ("inf",), ")"
+    for sign, (_, more, less) in _chain(node):
+        if sign not in (">", ">=") or more[0] == less[0] or "s" not in (more[0], less[0]):
+            return None
+        if more[0] == "s":
+            low, left = less, "[" if sign == ">=" else "("
+        else:
+            high, right = more, "]" if sign == ">=" else ")"
+    return (left + right, low, high)
+
+
+def _chain(node: Node) -> list[tuple[str, Node]]:
+    """A chain of relations as (sign, difference of its sides), with < and <= turned round."""
+    sign, left, right = node
+    before = _chain(left) if left[0] in RELATIONS else []
+    sides = (left[2] if before else left, right)
+    return [*before, (_TURNED.get(sign, sign), ("-", *(sides[::-1] if sign in _TURNED else sides)))]
+
+
+def _proportional(a: tuple[str, Node], b: tuple[str, Node]) -> bool:
+    return a[0] == b[0] and proportional(a[1], b[1], any_sign=a[0] in ("=", "!="))
+
+
+@cache
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
+    import logging
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time-outs are off
+    return lambda text: parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None), verify
+
+
+def _ask_math_verify(reference: str, answer: str) -> bool:
+    """Its verdict on texts of moderate size; not on those where it takes all that is near zero for equal."""
+    prose = _PROSE.search(answer) and not _PROSE.search(reference)  # it would pick a number out of the words
+    if prose or any(len(text) > MAX_FALLBACK or _FIERCE.search(text) for text in (reference, answer)):
+        return False
+    parse, verify = _math_verify()
+    try:
+        gold, found = parse(reference), parse(answer)
+        return bool(gold and found and verify(gold, found, timeout_seconds=None)) and _near(gold[0], found[0])
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # whatever SymPy makes of a weird text is no failure of ours
+        return False
+
+
+def _near(a: Any, b: Any) -> bool:
+    """Numbers must agree in relation to their size too; anything else is taken as it is."""
+    from sympy import Expr, N
+
+    if not all(isinstance(x, Expr) and x.is_number for x in (a, b)):
+        return True
+    a, b = N(a, 30), N(b, 30)
+    return a == b or bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
