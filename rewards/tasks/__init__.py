@@ -8,14 +8,18 @@ from rewards.tasks.base import Generator, Task, build, check_names, parameters
 from rewards.tasks.chemistry import Chemistry
 from rewards.tasks.citation import Citation
 from rewards.tasks.countdown import Countdown
+from rewards.tasks.crossword import Crossword
 from rewards.tasks.dataset import PREFIX, DataSet
+from rewards.tasks.gym import PREFIX as GYM
+from rewards.tasks.gym import gym_rows, load_gym
 from rewards.tasks.jsonl import Jsonl
 from rewards.tasks.letters import Letters
 from rewards.tasks.mixture import Mixture
+from rewards.tasks.poem import Poem
 from rewards.types import Problem
 
 GENERATORS: dict[str, type[Generator]] = {
-    kind.base: kind for kind in (Arithmetic, Chemistry, Citation, Countdown, Letters)
+    kind.base: kind for kind in (Arithmetic, Chemistry, Citation, Countdown, Crossword, Letters, Poem)
 }
 
 
@@ -30,6 +34,8 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
     given = _query(spec, query) if question else {}
     if name.startswith(PREFIX):
         return DataSet(spec, seed, given)
+    if name.startswith(GYM):
+        return load_gym(spec, seed, given)
     if name.endswith(".jsonl"):
         if question:
             raise BadInput(f"task {spec!r}: a JSONL file takes no parameters; drop {'?' + query!r}")
@@ -44,7 +50,7 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
 def is_task(text: str) -> bool:
     """Whether a text names a task, whatever its parameters, or data, wherever it lies."""
     name = text.partition("?")[0]
-    return name in GENERATORS or name.endswith(".jsonl") or name.startswith(PREFIX)
+    return name in GENERATORS or name.endswith(".jsonl") or name.startswith((PREFIX, GYM))
 
 
 def source_of(task: Task, problem: Problem) -> str:
@@ -68,7 +74,7 @@ def list_tasks() -> list[dict[str, Any]]:
             },
         }
         for name, kind in GENERATORS.items()
-    ]
+    ] + gym_rows()
 
 
 def _query(spec: str, query: str) -> dict[str, str]:

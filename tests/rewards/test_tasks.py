@@ -170,7 +170,7 @@ def test_a_generator_without_problems_in_a_split_says_so(monkeypatch: pytest.Mon
 
 def test_list_tasks_names_every_parameter() -> None:
     listed = {row["name"]: row for row in list_tasks()}
-    assert set(listed) == set(GENERATORS)
+    assert {name for name in listed if not name.startswith("gym:")} == set(GENERATORS)
     assert listed["countdown"]["parameters"]["numbers"]["default"] == "3-5"
     assert all(row["description"] and row["reward"] for row in listed.values())
 

@@ -1,0 +1,257 @@
+"""reasoning-gym's puzzles: is the answer fully right?
+
+The library's own scorers are called only behind a strict pattern, and never where they execute the answer or can be
+gamed; such data sets, and all that compare texts or numbers, are judged here. puzzles.yaml has a line for each.
+"""
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rewards.answer import after_thinking, final_answer, with_open_tag
+from rewards.countdown import countdown
+from rewards.equality import as_text, number
+from rewards.errors import BadInput, nearest, one_line
+from rewards.types import Problem, Score
+
+OFF = "gym: tasks are off: reasoning-gym is not installed; try make setup, or pip install 'ponder-rl[gym]'"
+ROUNDING = 1e-9
+_FENCE = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
+_FACTOR = re.compile(r"\d+")
+_ROLE = re.compile(r"\b([a-z]+) is an? ([a-z]+)\b")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a data set's answers are judged: a line of puzzles.yaml."""
+
+    check: str = "text"  # a name in CHECKS
+    fold: bool = False  # upper and lower case are the same
+    like: str = ""  # a pattern that the whole answer must match
+    most: int = 5_000  # characters of an answer
+    within: tuple[float, float] = (0.0, 0.0)  # what a number may be off by, both absolute and relative
+    among: str = ""  # a list in the metadata: each entry is right too
+    besides: str = ""  # a list in the metadata: no entry is right
+    least: float = 1.0  # the library's score from which an answer is right
+    partial: bool = True  # whether the library's scorer is harmless, so that partial credit can be asked for
+    reference: str = "answer"  # the field with the reference answer; "" where there is none
+    config: dict[str, Any] = field(default_factory=dict)  # parameters that are not the library's
+
+
+class Case(NamedTuple):
+    """An answer and what it is judged by."""
+
+    answer: str
+    gold: str
+    problem: Problem
+    rule: Rule
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.problem.meta["metadata"]
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Whether the final answer solves a `gym:` problem: the reward `gym`. Raises BadInput for any other problem.
+
+    partial: give partial credit, by the library's scorer where that is harmless. dataset: one whose scorer is made
+    ready while the reward loads, off every item's clock.
+    """
+
+    partial: bool = False
+    dataset: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dataset and (self.partial or rules()[self.dataset].check == "library"):
+            make_dataset(self.dataset, "{}")
+
+    def __call__(self, response: str, problem: Problem) -> Score:
+        rule = rules().get(problem.meta.get("dataset", ""))
+        if rule is None:
+            raise BadInput(
+                f"problem {problem.id!r} names no data set of reasoning-gym; the reward gym needs gym: tasks"
+            )
+        gold = as_text(problem.answer)
+        answer = read_answer(response, problem, lines="\n" in gold)
+        if not answer or len(answer) > rule.most:
+            return Score(0.0, False, "unparsed", detail="too long an answer" if answer else "no final answer")
+        case = Case(answer, gold, problem, rule)
+        fits = not rule.like or re.fullmatch(rule.like, answer) is not None
+        if fits and CHECKS[rule.check](case):
+            return Score(1.0, True, "ok")
+        value = min(_library_score(case), 1 - ROUNDING) if fits and self.partial and rule.partial else 0.0
+        return Score(max(0.0, value), False, "wrong", detail=f"answered {answer[:80]!r}")
+
+
+@functools.cache
+def table(name: str) -> Any:
+    """A data file of this package."""
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name(name).read_text())
+
+
+@functools.cache
+def rules() -> dict[str, Rule]:
+    """Every data set by name."""
+    return {name: Rule(**line) for name, line in table("puzzles.yaml").items()}
+
+
+def read_answer(response: str, problem: Problem, lines: bool = True) -> str | None:
+    """What stands in <answer> tags, as it is; else the final answer, or all of the answer part where the answer has
+    several `lines`. Without a code fence. Different tagged answers are a hedge: None.
+    """
+    response = with_open_tag(response, problem.prompt)
+    text = after_thinking(response)
+    if text is None:
+        return None
+    pieces = [piece.rpartition("<answer>") for piece in text.split("</answer>")[:-1]]
+    found = {content.strip() for _, tag, content in pieces if tag}
+    if len(found) > 1:
+        return None
+    answer = found.pop() if found else text.strip() if lines and "\\boxed" not in text else final_answer(response)
+    fenced = _FENCE.fullmatch(answer or "")
+    return fenced[1].strip() if fenced else answer
+
+
+def _text(case: Case) -> bool:
+    """The same words line by line: blanks don't matter, and a number may be written in another way."""
+    golds = map(_lines, [case.gold, *case.metadata.get(case.rule.among, ())])
+    return any(_same(_lines(case.answer), gold, case.rule) for gold in golds)
+
+
+def _lines(text: str) -> list[list[str]]:
+    lines = [" ".join(line.split()).replace(" ,", ",").replace(", ", ",") for line in text.splitlines()]
+    return [line.split() for line in "\n".join(lines).strip().removesuffix(".").splitlines() if line]
+
+
+def _same(answer: Any, gold: Any, rule: Rule) -> bool:
+    """Equal lists and words, numbers as the rule allows."""
+    if isinstance(gold, list):
+        fits = isinstance(answer, list) and len(answer) == len(gold)
+        return fits and all(_same(a, b, rule) for a, b in zip(answer, gold, strict=True))
+    if isinstance(gold, dict):
+        return (
+            isinstance(answer, dict)
+            and answer.keys() == gold.keys()
+            and all(_same(answer[k], gold[k], rule) for k in gold)
+        )
+    answer, gold = str(answer), str(gold)
+    left, right = number(answer), number(gold)
+    if left is None or right is None:
+        return answer == gold or (rule.fold and answer.casefold() == gold.casefold())
+    return abs(left - right) <= min(rule.within[0], rule.within[1] * abs(right))
+
+
+def _number(case: Case) -> bool:
+    """The number alone, with a currency sign or percent, or with a unit of at most three words behind it."""
+    head, *unit = case.answer.removesuffix(".").split()
+    bare = head.lstrip("$€£").removesuffix("%")
+    return _text(case) or (len(unit) <= 3 and all(map(str.isalpha, unit)) and _same(bare, case.gold, case.rule))
+
+
+def _json(case: Case) -> bool:
+    """The same JSON value, in quotes of either kind; a number in it may stand in quotes or not."""
+    try:
+        return _same(_loads(case.answer), _loads(case.gold), case.rule)
+    except ValueError:
+        return _text(case)
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(text.replace("'", '"'))
+
+
+def _expression(case: Case) -> bool:
+    """Any expression of exactly these numbers with this value."""
+    meta = {"numbers": case.metadata["numbers"], "target": case.metadata.get("target", 24)}
+    return countdown(f"<answer>{case.answer}</answer>", replace(case.problem, meta=meta)).correct
+
+
+def _formula(case: Case) -> bool:
+    """Any antiderivative of an integrand; else the polynomial, multiplied out."""
+    from rewards.formula import integrates, same_polynomial
+
+    if "integrand" in case.metadata:
+        return integrates(case.answer, case.metadata["integrand"], case.metadata["variable"])
+    return same_polynomial(case.answer, case.gold)
+
+
+def _roles(case: Case) -> bool:
+    """Who is what, in any order, and nothing besides."""
+    mine, gold = (sorted(_ROLE.findall(text.lower())) for text in (case.answer, case.gold))
+    return mine == gold and not set(re.findall(r"\w+", _ROLE.sub("", case.answer.lower()))) - {"and"}
+
+
+def _survo(case: Case) -> bool:
+    """Any filling with the given numbers whose rows and columns add up to the last of each."""
+    grid, given = [list(map(number, line)) for line in _lines(case.answer)], case.metadata["puzzle"]
+    if [len(row) for row in grid] != [len(row) for row in given] or any(None in row for row in grid):
+        return False
+    pairs = [pair for row, line in zip(grid, given, strict=True) for pair in zip(row, line, strict=True)]
+    filled = Counter(mine for mine, cell in pairs if not cell) == Counter(case.metadata["candidate_numbers"])
+    sums = all(sum(line[:-1]) == line[-1] for line in [*grid, *zip(*grid, strict=True)])
+    return filled and sums and all(mine == cell for mine, cell in pairs if cell)
+
+
+def _library(case: Case) -> bool:
+    banned = map(_lines, case.metadata.get(case.rule.besides, ()))
+    return _library_score(case) >= case.rule.least - ROUNDING and _lines(case.answer) not in banned
+
+
+def _library_score(case: Case) -> float:
+    meta, problem = case.problem.meta, case.problem
+    dataset = make_dataset(meta["dataset"], json.dumps(meta.get("config", {})))
+    entry = {"question": problem.prompt, "answer": problem.answer, "metadata": case.metadata}
+    try:
+        return float(dataset.score_answer(case.answer, entry))
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # what an odd answer makes them raise
+        return 0.0
+
+
+@functools.cache
+def make_dataset(name: str, config: str) -> Any:
+    """A data set of the library; the configuration is JSON. Raises BadInput where it is refused or not installed."""
+    if not installed():
+        raise BadInput(OFF)
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    given = json.loads(config)
+    known = [f.name for f in fields(DATASETS[name][1]) if f.name not in ("seed", "size")]
+    for parameter in set(given) - set(known):
+        raise BadInput(f"task 'gym:{name}': unknown parameter {parameter!r}; {nearest(parameter, known)}")
+    try:
+        return create_dataset(name, **{"seed": 0, **rules()[name].config, **given})
+    except Exception as error:  # a failed assertion, mostly
+        raise BadInput(one_line(f"task 'gym:{name}' refuses {config}: {error}")) from None
+
+
+def installed() -> bool:
+    """Whether reasoning-gym is there; it is not loaded."""
+    return find_spec("reasoning_gym") is not None
+
+
+CHECKS: dict[str, Callable[[Case], bool]] = {
+    "text": _text,
+    "number": _number,
+    "json": _json,
+    "integer": lambda case: int(case.answer, 0) == int(case.gold, 0),  # 0xff is 255
+    "factors": lambda case: sorted(_FACTOR.findall(case.answer)) == sorted(_FACTOR.findall(case.gold)),
+    "expression": _expression,
+    "roles": _roles,
+    "survo": _survo,
+    "formula": _formula,
+    "library": _library,
+}
