@@ -139,10 +139,7 @@ def run_eval(request: EvalRequest) -> None:
 
 
 def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> tuple[list[Question], dict[str, str]]:
-    """The problems of all tasks, each with its reward, in all prompt styles; and the task string of each problem's id.
-
-    Raises BadInput for a prompt that the model can't read.
-    """
+    """All tasks' problems, with their rewards, in all prompt styles; {problem id: its task string}. Raises BadInput."""
     chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
     problems = [replace(p, reward=request.reward or p.reward or task.reward) for p, task in chosen]
     task_of = {problem.id: task.name for problem, task in chosen}

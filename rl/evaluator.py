@@ -30,10 +30,7 @@ VOTES = 4
 
 
 class Evaluator:
-    """Evaluates a run's policy and says what it found; keeps the cells (eval/LABEL.json) and every chain.
-
-    What was evaluated before is not evaluated again.
-    """
+    """Evaluates a run's policy, once under each label, and says what it found; keeps the cells and every chain."""
 
     def __init__(self, setup: Setup, run: RunDir, pool: Scorer, progress: RunProgress) -> None:
         self.setup, self.run, self.pool, self.progress = setup, run, pool, progress
@@ -57,10 +54,7 @@ class Evaluator:
         self._store(label, split, cells, groups)
 
     async def run_patient(self, sampler: Sampler) -> None:
-        """The control base-patient: what the chains of `base` become when they may not give up.
-
-        Much of a gain may be patience that any prompt could buy; this tells how much.
-        """
+        """The control base-patient: how much of a gain is patience that any prompt could buy the chains of `base`."""
         label = "base-patient"
         if read_cells(self.run, label) is None:
             groups = await patient_groups(self.setup, read_groups(self.run, "base"), sampler, self.pool)

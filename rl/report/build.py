@@ -19,10 +19,7 @@ from rl.rundir import write_atomic
 
 
 def build_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the report of a run directory and return its path (`out`, else report.html in the run).
-
-    Raises BadInput where `run_dir` holds no run, a file of it is broken, or the page can't be written.
-    """
+    """Write a run's report to `out`, else to report.html in the run, and return the path. Raises BadInput."""
     path = out or run_dir / "report.html"
     page = render(read_record(run_dir))
     try:
