@@ -10,6 +10,7 @@ from rewards.tasks.citation import Citation
 from rewards.tasks.countdown import Countdown
 from rewards.tasks.crossword import Crossword
 from rewards.tasks.dataset import PREFIX, DataSet
+from rewards.tasks.decimals import Decimals
 from rewards.tasks.gym import PREFIX as GYM
 from rewards.tasks.gym import gym_rows, load_gym
 from rewards.tasks.jsonl import Jsonl
@@ -19,7 +20,7 @@ from rewards.tasks.poem import Poem
 from rewards.types import Problem
 
 GENERATORS: dict[str, type[Generator]] = {
-    kind.base: kind for kind in (Arithmetic, Chemistry, Citation, Countdown, Crossword, Letters, Poem)
+    kind.base: kind for kind in (Arithmetic, Chemistry, Citation, Countdown, Crossword, Decimals, Letters, Poem)
 }
 
 
