@@ -25,7 +25,12 @@ class Composite:
         self._parts = {name: load_reward(spec) for name, spec in parts.items()}
         self._primary, self._combine, self._partial = primary, combine, partial
         self.scores_truncated = any(getattr(part, "scores_truncated", False) for part in self._parts.values())
+        self.item_limit = sum(getattr(part, "item_limit", None) or 0.0 for part in self._parts.values()) or None
         self._runner = asyncio.Runner()  # one loop for every async part, so that sessions and locks live on
+
+    def warm_up(self) -> None:
+        for part in self._parts.values():
+            getattr(part, "warm_up", bool)()
 
     def __call__(self, response: str, problem: Problem, extras: Extras | None = None) -> Score:
         """The verdict. Raises what `judge` raises."""
@@ -51,6 +56,8 @@ def weighted(parts: dict[str, Any], primary: str | None = None, partial: bool = 
 
     Without `partial` a primary that is not correct adds nothing above 0. Raises BadInput for parts that make no sense.
     """
+    if not isinstance(parts, dict):
+        raise BadInput("weighted takes {parts: {name: {reward: …, weight: 1}}}")
     pairs = {name: _pair(**part) for name, part in parts.items()}
     primary = next(iter(pairs), "") if primary is None else primary
     if primary not in pairs or not all(math.isfinite(weight) for _, weight in pairs.values()):

@@ -17,8 +17,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 def format(response: str, problem: Problem) -> Score:
     """Whether one `<think>…</think>` opens the response and something follows it. Never correct: that says no form."""
     thinking, _, answer = response.strip().partition(CLOSE)
-    once = response.count(OPEN) == 1 == response.count(CLOSE)
-    good = once and thinking.startswith(OPEN) and bool(answer)
+    good = thinking.startswith(OPEN) and response.count(OPEN) == 1 == response.count(CLOSE) and bool(answer)
     return Score(float(good), False, "ok" if good else "wrong", detail="" if good else "not <think>…</think> answer")
 
 

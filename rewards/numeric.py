@@ -17,8 +17,8 @@ from rewards.types import Problem, Score
 MAX_LENGTH, MAX_UNIT = 200, 60  # characters of an answer and of its unit: they bound the digits of exact arithmetic
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2212\u2013\u2012\u2011", "-") | dict.fromkeys("\u00a0\u2007\u2009\u202f~", " ")
-    | dict.fromkeys("⋅∙•", "·") | {"\u00d7": "*", "μ": "µ", "Ω": "Ω", "Å": "Å", "º": "°", "℃": "°C", "℉": "°F"}
-    | {"π": " pi", "$": None}
+    | dict.fromkeys("⋅∙•", "·")
+    | {"\u00d7": "*", "μ": "µ", "Ω": "Ω", "Å": "Å", "º": "°", "℃": "°C", "℉": "°F", "π": " pi", "$": None}
 )  # fmt: skip
 _COMMANDS = {"times": "*", "cdot": "·", "Omega": "Ω", "pi": " pi", "%": "%", "approx": "≈", "sim": "≈", "mu": "µ"}
 _REWRITES: Any = (  # to plain text, in this order, each in linear time
@@ -54,7 +54,6 @@ def numeric(response: str, problem: Problem) -> Score:
     Reads rel_tol, abs_tol, sig_figs (one that holds is enough; none: exactly equal) and unit from `meta`: bare numbers
     are in `unit`, abs_tol too. Raises BadInput for a reference, unit or tolerance that can't be read.
     """
-    registry()  # in the first call of a worker, which is on no item's clock
     asked = problem.meta.get("unit")
     unit = read_unit(tidy(str(asked or "")))
     reference = None if unit is None else read(tidy(as_text(problem.answer)), unit)
@@ -77,9 +76,8 @@ def numeric(response: str, problem: Problem) -> Score:
 def close(value: Fraction, reference: Fraction, meta: dict[str, Any]) -> bool:
     """Exactly equal, or so within one of the tolerances in `meta`. Raises BadInput for one that makes no sense."""
     relative, absolute, figures = (_tolerance(meta, name) for name in ("rel_tol", "abs_tol", "sig_figs"))
-    if abs(value - reference) <= max(relative * abs(reference), absolute):
-        return True
-    return bool(figures) and round_figures(value, int(figures)) == round_figures(reference, int(figures))
+    within = abs(value - reference) <= max(relative * abs(reference), absolute)
+    return within or (figures > 0 and round_figures(value, int(figures)) == round_figures(reference, int(figures)))
 
 
 def round_figures(value: Fraction, figures: int) -> Fraction:
@@ -143,3 +141,6 @@ def _tolerance(meta: dict[str, Any], name: str) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 <= value < 1e300:
         raise BadInput(f"{name} {value!r} is not a {'whole ' * whole}number from 0 up")
     return Fraction(str(min(value, 50) if whole else value))  # 0.01 is 1/100; no one writes 50 figures
+
+
+numeric.warm_up = registry  # type: ignore[attr-defined]  # pint loads slowly, on no item's clock

@@ -19,8 +19,8 @@ ATOMS = "H 1.008 C 12.011 N 14.007 O 15.999 Na 22.990 Mg 24.305 Al 26.982 S 32.0
 MASSES = {name: Fraction(mass) for name, mass in re.findall(r"([A-Z]\S*) (\S+)", ATOMS)}  # g/mol
 REACTIONS = (
     *("2 H2 + O2 -> 2 H2O", "N2 + 3 H2 -> 2 NH3", "CH4 + 2 O2 -> CO2 + 2 H2O", "C3H8 + 5 O2 -> 3 CO2 + 4 H2O"),
-    *("2 Mg + O2 -> 2 MgO", "4 Al + 3 O2 -> 2 Al2O3", "2 Na + Cl2 -> 2 NaCl", "Fe2O3 + 3 CO -> 2 Fe + 3 CO2"),
-    *("2 Al + Fe2O3 -> Al2O3 + 2 Fe", "4 NH3 + 5 O2 -> 4 NO + 6 H2O", "2 SO2 + O2 -> 2 SO3", "2 K + Cl2 -> 2 KCl"),
+    *("2 Mg + O2 -> 2 MgO", "2 Na + Cl2 -> 2 NaCl", "2 Al + Fe2O3 -> Al2O3 + 2 Fe", "4 NH3 + 5 O2 -> 4 NO + 6 H2O"),
+    *("2 SO2 + O2 -> 2 SO3", "2 K + Cl2 -> 2 KCl", "Fe2O3 + 3 CO -> 2 Fe + 3 CO2", "4 Al + 3 O2 -> 2 Al2O3"),
 )
 KINDS = {"strong": 1.0, "weak": 2.0, "buffer": 3.0, "diprotic": 4.0, "stoichiometry": 3.0}  # and their difficulty
 ASK = "What is the pH at 25 °C (Kw = 1.0e-14), to two decimals? Write only the number between <answer> and </answer>."
@@ -41,10 +41,10 @@ class Chemistry(Generator):
 
 
 def ph(ions: float, concentration: float = 0.0, top: int = 0, constants: Sequence[float] = ()) -> float:
-    """The pH at which the charges balance, by bisection; concentrations in mol/L.
+    """The pH at which the charges balance, by bisection; amounts in mol/L.
 
-    ions: net charge of those that take no part (Na+ counts +1, Cl- counts -1). The solute: how much of it in all its
-    forms, the charge of the most protonated one, and the constants Ka by which it loses one proton after the other.
+    ions: charge of those that take no part (Na+ +1, Cl- -1). Of the solute: how much in all its forms, the charge of
+    the most protonated one and the constants Ka of its protons, one after the other.
     """
 
     def charge(h: float) -> float:  # rises with [H+]

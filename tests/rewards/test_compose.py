@@ -45,6 +45,9 @@ def trl(completions, answer, log_metric=None, **columns):
     return [float(c.endswith(a)) for c, a in zip(completions, answer)]
 def extra(response, problem, extras=None): return float(extras.step)
 extra.takes_extras = True
+def slow(response, problem): return 1.0
+slow.item_limit = 4.0
+slow.warm_up = lambda: loops.append("warm")
 def cut(response, problem): return 1.0
 cut.scores_truncated = True
 """
@@ -196,13 +199,21 @@ def test_composed_rewards_compose() -> None:
         ({"a": {"reward": "exact_match"}}, {"primary": "b"}, "did you mean|known"),
         ({"a": {"reward": "exakt_match"}}, {}, "exact_match"),
         ({"a": "exact_match"}, {}, "mapping"),
-        ("exact_match", {}, "items"),
+        ("exact_match", {}, "weighted takes"),
     ],
 )
 def test_parts_that_make_no_sense_are_bad_input(parts: Any, more: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         weighted(parts, **more)
     assert "\n" not in str(caught.value)
+
+
+def test_what_parts_ask_of_the_pool_the_whole_asks() -> None:
+    assert weighted().item_limit is None
+    whole = both("slow")
+    assert whole.item_limit == 4.0
+    whole.warm_up()
+    assert whole._parts["other"].__globals__["loops"] == ["warm"]
 
 
 VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=5)
