@@ -132,7 +132,7 @@ async def check_gold(setup: Setup, pool: RewardPool) -> None:
     for spec in setup.reward_specs():
         await pool.load(spec)
     if config.rewards.skip_bad_gold and (skipped := await skip_bad_rows(pool, parts, spec_of)):
-        warn(f"{len(skipped)} rows are skipped, their gold answers are not correct", skipped)
+        tell(f"{len(skipped)} rows are skipped, their gold answers are not correct", skipped)
     begun = [score_gold(pool, part, first_problems(part), spec_of, GOLD_SECONDS / len(parts)) for part in parts]
     found = [gold for part in begun for gold in await part]
     bad = [gold for gold in found if not gold.score.correct]
@@ -144,9 +144,9 @@ async def check_gold(setup: Setup, pool: RewardPool) -> None:
             f"check '{task.name}'`), or leave rows of a file out with rewards.skip_bad_gold=true: "
             f"{'; '.join(map(str, rows[:NAMED]))}"
         )
-    warn(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", bad)
+    tell(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", bad)
 
 
-def warn(text: str, rows: Sequence[Gold]) -> None:
-    """A line on stderr, and one for each of the first rows."""
-    print(f"ponder: {text}", *map(str, rows[:NAMED]), sep="\n    ", file=sys.stderr)
+def tell(text: str, rows: Sequence[Gold]) -> None:
+    """A line, and one for each of the first rows."""
+    print(text, *map(str, rows[:NAMED]), sep="\n    ")

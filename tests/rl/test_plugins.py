@@ -111,7 +111,7 @@ def test_a_false_row_stops_the_run_before_anything_is_made_or_is_left_out_by_cho
     assert not config.run_dir.exists()
     run = run_once(override_config(config, ["rewards.skip_bad_gold=true"]))
     assert [row["rewards/skipped_rows"] for row in read_metrics(run.metrics)] == [1, 1]
-    assert "1 rows are skipped" in capsys.readouterr().err
+    assert "1 rows are skipped" in capsys.readouterr().out
     run_once(override_config(config, ["rewards.skip_bad_gold=true", "train.steps=3"]), resume=True)
     assert len(read_metrics(run.metrics)) == 3
 
@@ -121,7 +121,7 @@ def test_gold_answers_that_a_plugin_does_not_like_are_only_said(
 ) -> None:
     (tmp_path / "never.py").write_text("def reward(response, problem): return 0.0\n")
     run_once(make_config(tmp_path, "never", reward=f"{tmp_path}/never.py:reward", train={"steps": 1}))
-    assert "16 problems scored, 0 are correct" in capsys.readouterr().err
+    assert "16 problems scored, 0 are correct" in capsys.readouterr().out
 
 
 def test_an_audit_is_counted_step_by_step_and_summed_up(tmp_path: Path) -> None:
