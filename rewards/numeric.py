@@ -43,9 +43,14 @@ _NUMBER = re.compile(
     r"(?a)\s*([+-]?)\s*(?:(?:(\d+) +)?(\d+) ?/ ?(\d+)|((?:\d{1,3}(?:[ ,]\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
     r"(?:[eE]([+-]?\d{1,3})(?!\d)|\s*[*x·]\s*10\^([+-]?\d{1,3}))?|10\^([+-]?\d{1,3}))(?![\d.,^])"
 )
-_NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?\d)(?!\d))?"
+_NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?[1-9])(?!\d))?"
 _TOKEN = re.compile(rf"{_NAME}|[*·() ]|/(?!\s*/)|1(?=\s*/)", re.ASCII)
-_ALIASES = {"%": "percent", "‰": "permille", "amps": "ampere", "Nm": "newton*meter"}  # the last two pint misreads
+_ALIASES = {"%": "percent", "‰": "permille", "rev": "turn"}
+_ALIASES |= {
+    "amps": "ampere",
+    "AU": "au",
+    "Nm": "newton*meter",
+}  # pint reads attometers per second, absorbance, numbers
 
 
 def numeric(response: str, problem: Problem) -> Score:
@@ -122,8 +127,10 @@ def read_unit(text: str, thermal: bool = False) -> Any:
         return f"({name if '*' in name or name in registry() else name.lower()})**{match[2] or 1} "
 
     try:
-        below = re.sub(r"/([^/*()]+)", r"/(\1)", text)
-        return registry().parse_units(re.sub(_NAME, known, below).replace("·", " "))
+        below = re.sub(r"/([^/*()]+)", r"/(\1)", f"1{text}" if text.startswith("/") else text)
+        unit = registry().parse_units(re.sub(_NAME, known, below).replace("·", " "))
+        exact = isinstance(registry().Quantity(Fraction(1), unit).to_base_units().magnitude, Fraction)
+        return unit if exact else None  # decibels and the like
     except Exception:  # pint raises a dozen kinds for words that are no unit, and for operators out of place
         return None
 

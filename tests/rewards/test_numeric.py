@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rewards.errors import BadInput
-from rewards.numeric import numeric, round_figures
+from rewards.numeric import numeric, registry, round_figures
 from rewards.types import Problem, Score
 
 
@@ -76,6 +76,14 @@ RIGHT: list[tuple[Any, dict[str, Any], str]] = [  # reference, meta, answer
     ("25 °C", {}, "25 C"),
     ("10 N m", {}, "10 Nm"),
     ("3 A", {}, "3 amps"),
+    ("1 AU", {"rel_tol": 0.01}, "149.6e6 km"),
+    ("60 rpm", {}, "1 rev/s"),
+    ("6.02e23 1/mol", {}, "6.02·10²³ mol⁻¹"),
+    ("6.02e23 1/mol", {}, "6.02e23 /mol"),
+    ("6.67e-11 N m^2/kg^2", {}, r"6.67\times10^{-11}\,\mathrm{N\cdot m^2/kg^2}"),
+    ("0.1 mol/L", {}, "0.1 M"),
+    ("1 atm", {"sig_figs": 3}, "760 mmHg"),
+    ("90 deg", {}, r"90^{\circ}"),
     ("5 kg", {}, "5 Kg"),
     ("5 Hz", {}, "5 1/s"),
     ("5 m^3", {}, "5 cubic meters"),
@@ -176,6 +184,11 @@ UNPARSED = [
     "__import__('os').system('true')",
     "5 m.__class__",
     "5 delta_degC",
+    "5 dB",  # not proportional: no conversion is exact
+    "5 m/dB",
+    "37 dBm",
+    "5 kg0 m",
+    "5 m^0",
     "5 lambda: 0",
     "\N{ARABIC-INDIC DIGIT FIVE}",
     "\N{FULLWIDTH DIGIT FIVE}",
@@ -284,6 +297,13 @@ def test_a_length_is_equal_to_itself_in_every_unit(value: Fraction, unit: str) -
     text = f"{value.numerator}/{value.denominator}"
     assert verdict(f"{text} {unit}", f"{text} {unit}").correct
     assert verdict(f"{text} km", f"{text} m").correct is (value == 0)
+
+
+@pytest.mark.slow
+def test_no_unit_that_pint_knows_breaks_the_verifier() -> None:
+    for name in list(registry()._units):
+        for form in ("5 {}", "5 {} kg", "5 kg/{}", "5 {}^-2"):
+            assert verdict(form.format(name), "5 kg").status in ("ok", "wrong", "unparsed")
 
 
 @given(st.text(max_size=60))
