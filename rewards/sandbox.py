@@ -20,17 +20,18 @@ import psutil
 from rewards.errors import BadInput, one_line
 
 MIB, CHUNK = 2**20, 2**16
-FILES_MB = 16  # one file, and the whole of the private /tmp
+FILES_MB = 8  # one file, and the whole of the private /tmp
 RUNNER = Path(__file__).with_name("sandboxed.py").read_text()
 PYTHON = Path(getattr(sys, "_base_executable", sys.executable)).resolve()  # never a virtual environment's
 LIB = PYTHON.parent.parent / "lib"
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/etc/ld.so.cache")
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}  # the seed: the same verdict each time
-WALLS = f"""--die-with-parent --new-session --clearenv --proc /proc --dev /dev --remount-ro /dev
- --perms 1777 --size {FILES_MB * MIB} --tmpfs /tmp --chdir /tmp"""
-AS_ROOT = """--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try
- --cap-drop ALL --cap-add CAP_SETUID --cap-add CAP_SETGID"""  # to take a user id: nobody counts root's processes
-FIX = "install `bubblewrap` (0.6 or newer) and allow it namespaces, or set args: {allow_unsandboxed: true}"
+WALLS = f"""--die-with-parent --new-session --proc {{0}}/proc --dev {{0}}/dev --remount-ro {{0}}/dev
+ --perms 1777 --size {FILES_MB * MIB} --tmpfs {{0}}/tmp --chdir {{0}}/tmp --remount-ro /"""
+AS_USER = "--unshare-all --unshare-user --disable-userns"
+AS_ROOT = """--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try --cap-drop ALL
+ --cap-add CAP_SYS_CHROOT --cap-add CAP_SETUID --cap-add CAP_SETGID"""
+FIX = "install `bubblewrap` (0.8 or newer) and allow it namespaces, or set args: {allow_unsandboxed: true}"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Limits:
 
     def __str__(self) -> str:  # as the runner reads them
         sizes = f"AS={self.memory_mb * MIB} FSIZE={FILES_MB * MIB} CORE=0"
-        return f"CPU={int(self.time_limit) + 1} NPROC={self.processes} NOFILE=32 {sizes}"
+        return f"CPU={int(self.time_limit) + 1} NPROC={self.processes} NOFILE=24 {sizes}"
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A way to start programs: bubblewrap's command, empty for none at all; a user id to take, empty for the own."""
+    """A way to start programs: bubblewrap's command, empty for none at all; a root and a user id to take."""
 
     walls: tuple[str, ...] = ()
     user: str = ""
@@ -116,29 +117,29 @@ def read(pipe: IO[bytes], deadline: float, most: int) -> bytes:
     return bytes(output)
 
 
-def bubblewrap(bwrap: str, spaces: str) -> tuple[str, ...]:
-    """The command in front of the program's: what is not named here does not exist for it."""
-    argv = [bwrap, *spaces.split(), *WALLS.split()]
-    argv += [word for pair in ENVIRONMENT.items() for word in ("--setenv", *pair)]
-    argv += [word for path in reversed(PYTHON.parents[:-1]) for word in ("--perms", "0755", "--dir", str(path))]
-    argv += [word for path in (*LIBRARIES, str(LIB), str(PYTHON)) for word in ("--ro-bind-try", path, path)]
+def bubblewrap(bwrap: str, spaces: str, root: str = "") -> tuple[str, ...]:
+    """The command in front of the program's, which lives below `root`: what is not named here does not exist for it."""
+    argv = [bwrap, "--clearenv", *[word for pair in ENVIRONMENT.items() for word in ("--setenv", *pair)]]
+    for top in sorted({"", root}):
+        argv += [word for path in reversed(PYTHON.parents) for word in ("--perms", "0755", "--dir", f"{top}{path}")]
+        argv += [word for path in (*LIBRARIES, LIB, PYTHON) for word in ("--ro-bind-try", str(path), f"{top}{path}")]
     packages = {path for lib in (LIB, Path("/usr/lib")) for path in lib.glob("python3*/*-packages")}
-    argv += [word for path in sorted(packages) for word in ("--tmpfs", str(path))]  # the standard library alone
-    return (*argv, "--remount-ro", "/")
+    argv += [word for path in sorted(packages) for word in ("--tmpfs", f"{root}{path}")]  # the standard library alone
+    return (*argv, *f"{spaces} {WALLS}".format(root).split())
 
 
 def find_sandbox(allow_unsandboxed: bool = False) -> Sandbox:
     """A sandbox in which a program has just run. Raises BadInput where none works, unless none is allowed."""
-    bwrap, reason = shutil.which("bwrap") or "", "there is no bwrap on PATH"
-    user = Sandbox(bubblewrap(bwrap, "--unshare-all"))
-    root = Sandbox(bubblewrap(bwrap, AS_ROOT), f"UID={20_000 + os.getpid() % 40_000}")
-    for sandbox in ([user] if os.geteuid() else [root, user]) if bwrap else []:
-        try:
-            output, reason = sandbox.run("print(6 * 7)", "", Limits(10), 100)
-        except RuntimeError as error:
-            output, reason = b"", str(error)
-        if output == b"42\n" and not reason:
+    bwrap = shutil.which("bwrap") or "bwrap (not on PATH)"
+    sandbox = Sandbox(bubblewrap(bwrap, AS_USER))
+    if os.geteuid() == 0:
+        user = f"UID={20_000 + os.getpid() % 40_000}"  # nobody's, and no other worker's
+        sandbox = Sandbox(bubblewrap(bwrap, AS_ROOT, "/jail"), f"CHROOT=/jail {user}")
+    try:
+        if (outcome := sandbox.run("print(6 * 7)", "", Limits(10), 100)) == (b"42\n", ""):
             return sandbox
+    except (OSError, RuntimeError) as error:
+        outcome = b"", str(error)
     if allow_unsandboxed:
         return Sandbox()
-    raise BadInput(one_line(f"no program can run in a sandbox here ({reason}): {FIX}"))
+    raise BadInput(one_line(f"no program can run in a sandbox here ({outcome[1] or 'silence'}): {FIX}"))

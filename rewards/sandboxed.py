@@ -14,17 +14,19 @@ from importlib.machinery import SourceFileLoader
 SOURCE = "program.py"
 
 
-def limit(name: str, value: int) -> None:
-    """Set a resource limit for good, no higher than it was, or (UID) give up root for good."""
-    if name == "UID":
+def limit(name: str, value: str) -> None:
+    """Set a resource limit, no higher than it was, or give up the root directory or the root user: for good."""
+    if name == "CHROOT":
+        os.chroot(value)  # the kernel makes no user namespace from in here, which could mount, and fill, what it likes
+    elif name == "UID":
         os.setgroups([])
-        os.setresgid(value, value, value)
-        os.setresuid(value, value, value)
+        os.setresgid(*[int(value)] * 3)
+        os.setresuid(*[int(value)] * 3)
     else:
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+        resource.setrlimit(kind, (most, most))
 
 
 def script() -> None:
@@ -52,7 +54,7 @@ def call() -> None:
 
 if __name__ == "__main__":  # arguments: the file descriptor that holds the program, `script` or `call`, NAME=value …
     for pair in sys.argv[3:]:
-        limit(pair.partition("=")[0], int(pair.partition("=")[2]))
+        limit(*pair.split("="))
     reader = select.poll()
     reader.register(1, 0)
     if reader.poll(0):  # nobody waits any more, and who did died before bubblewrap asked to be told

@@ -307,9 +307,14 @@ def secret_tests(trap: Trap) -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("nothing_left")
 class TestHostile:
-    @pytest.mark.parametrize("name", HOSTILE["Stealing"] | HOSTILE["Cheating"])
-    def test_programs_that_end(self, trap: Trap, name: str) -> None:
-        check(trap, (HOSTILE["Stealing"] | HOSTILE["Cheating"])[name], secret_tests(trap), 4.0)
+    @pytest.mark.parametrize("name", HOSTILE["Stealing"])
+    def test_programs_that_steal(self, trap: Trap, name: str) -> None:
+        check(trap, HOSTILE["Stealing"][name], secret_tests(trap), 4.0)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", HOSTILE["Cheating"])
+    def test_programs_that_cheat(self, trap: Trap, name: str) -> None:
+        check(trap, HOSTILE["Cheating"][name], secret_tests(trap), 4.0)
 
     @pytest.mark.parametrize("name", HOSTILE["Lying"])
     def test_functions_that_lie(self, trap: Trap, name: str) -> None:

@@ -143,11 +143,11 @@ total = 0
 try:
     for i in range(10):
         with open(f"/tmp/{i}", "wb", buffering=0) as file:
-            for _ in range(8): total += file.write(bytes(2**20))
+            for _ in range(4): total += file.write(bytes(2**20))
 except OSError as error: print(error.errno, total >> 20)"""
     number, megabytes = said(sandbox, program).split()
     assert int(number) in (27, 28)  # EFBIG, ENOSPC
-    assert 8 <= int(megabytes) <= FILES_MB
+    assert 4 <= int(megabytes) <= FILES_MB
 
 
 def test_processes_and_open_files_are_counted(sandbox: Sandbox) -> None:
@@ -164,19 +164,21 @@ except OSError: pass
 print(made, len(files))"""
     made, files = map(int, said(sandbox, program).split())
     assert made < 8
-    assert files < 32
+    assert files < 24
 
 
 def test_limits_cannot_be_raised_and_root_is_given_up(sandbox: Sandbox) -> None:
     program = """
-import os, resource
+import ctypes, os, resource
 def fails(call, *arguments):
     try: call(*arguments); return False
     except (OSError, ValueError): return True
+def unshare(flags):  # a user namespace, in which one could mount; a mount namespace
+    if ctypes.CDLL(None).unshare(flags): raise OSError
 print(
     fails(resource.setrlimit, resource.RLIMIT_AS, (-1, -1)), fails(resource.setrlimit, resource.RLIMIT_NPROC, (99, 99)),
     fails(os.setuid, 0) or os.geteuid() == os.getuid() != 0 or "userns", fails(os.chroot, "/tmp"), fails(os.nice, -5),
-    fails(os.kill, 1, 9) or "ignored",
+    fails(os.kill, 1, 9) or "ignored", fails(unshare, 0x10000000), fails(unshare, 0x00020000),
 )"""
     words = said(sandbox, program).split()
     assert "False" not in words
@@ -223,7 +225,7 @@ def test_two_programs_share_nothing(sandbox: Sandbox) -> None:
 
 def test_bubblewrap_that_is_missing_or_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match=r"no bwrap on PATH.*install `bubblewrap`.*allow_unsandboxed"):
+    with pytest.raises(BadInput, match=r"bwrap \(not on PATH\).*install `bubblewrap`.*allow_unsandboxed"):
         find_sandbox()
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho bwrap: No permissions to create new namespace >&2\nexit 1\n")
     (tmp_path / "bwrap").chmod(stat.S_IRWXU)
@@ -266,7 +268,9 @@ sandbox.run("import os, time\\nos.fork()\\nprint(flush=True)\\ntime.sleep(1e6)",
 """
 
 
-@pytest.mark.parametrize("seconds", [0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.5])
+@pytest.mark.parametrize(
+    "seconds", [0.003, 0.01, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.001, 0.002, 0.005, 0.02, 0.03, 0.5))]
+)
 def test_programs_end_with_the_group_of_the_process_that_judges_them(sandbox: Sandbox, seconds: float) -> None:
     """The pool kills a worker's group, at any time."""
     done = subprocess.run([sys.executable, "-c", KILLED, str(seconds), "group"], start_new_session=True, timeout=60)
@@ -279,5 +283,5 @@ def test_programs_end_with_the_process_that_judges_them(sandbox: Sandbox) -> Non
 
 def test_it_needs_no_root(sandbox: Sandbox) -> None:
     """The command of an ordinary user, run by whoever we are."""
-    other = Sandbox(module.bubblewrap(sandbox.walls[0], "--unshare-all"))
+    other = Sandbox(module.bubblewrap(sandbox.walls[0], module.AS_USER))
     assert said(other, "import os; print(os.listdir('/tmp'))") == "['program.py']"
