@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,6 @@ class Rule:
     least: float = 1.0  # the library's score from which an answer is right
     partial: bool = True  # whether the library's scorer is harmless, so that partial credit can be asked for
     reference: str = "answer"  # the field with the reference answer; "" where there is none
-    config: dict[str, Any] = field(default_factory=dict)  # parameters that are not the library's
 
 
 class Case(NamedTuple):
@@ -76,7 +75,7 @@ class Puzzle:
         rule = rules().get(problem.meta.get("dataset", ""))
         if rule is None:
             raise BadInput(
-                f"problem {problem.id!r} names no data set of reasoning-gym; the reward gym needs gym: tasks"
+                f"problem {problem.id!r} names no data set of reasoning-gym; the reward gym is for gym: tasks"
             )
         gold = as_text(problem.answer)
         answer = read_answer(response, problem, lines="\n" in gold)
@@ -160,16 +159,10 @@ def _number(case: Case) -> bool:
 def _json(case: Case) -> bool:
     """The same JSON value, in quotes of either kind; a number in it may stand in quotes or not."""
     try:
-        return _same(_loads(case.answer), _loads(case.gold), case.rule)
+        mine, gold = (json.loads(text.replace("'", '"')) for text in (case.answer, case.gold))
     except ValueError:
         return _text(case)
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return json.loads(text.replace("'", '"'))
+    return _same(mine, gold, case.rule)
 
 
 def _expression(case: Case) -> bool:
@@ -233,7 +226,7 @@ def make_dataset(name: str, config: str) -> Any:
     for parameter in set(given) - set(known):
         raise BadInput(f"task 'gym:{name}': unknown parameter {parameter!r}; {nearest(parameter, known)}")
     try:
-        return create_dataset(name, **{"seed": 0, **rules()[name].config, **given})
+        return create_dataset(name, seed=0, **given)
     except Exception as error:  # a failed assertion, mostly
         raise BadInput(one_line(f"task 'gym:{name}' refuses {config}: {error}")) from None
 

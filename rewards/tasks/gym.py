@@ -51,9 +51,7 @@ class Gym(Generator):
         )
 
     def gold(self, problem: Problem) -> str:
-        if problem.answer is None:
-            raise BadInput(f"task {self.name!r}: {self.dataset} has no reference answers, so there is none to check")
-        return f"<answer>{problem.answer}</answer>"
+        return f"<answer>{problem.answer or ''}</answer>"  # boxnet and rush_hour have none
 
 
 def load_gym(spec: str, seed: int, given: Mapping[str, str]) -> Gym:
@@ -70,7 +68,7 @@ def load_gym(spec: str, seed: int, given: Mapping[str, str]) -> Gym:
     except yaml.YAMLError:
         raise BadInput(f"task {spec!r}: its values are read as YAML: 3, true, [a, b]") from None
     if config:
-        ask(dataset=name, config=config)
+        ask(dataset=name, config=config, draw=0)  # refuses what the library refuses
     return Gym(spec, seed, name, json.dumps(config))
 
 

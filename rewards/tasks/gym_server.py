@@ -24,11 +24,11 @@ def main() -> None:
         replies.flush()
 
 
-def serve(dataset: str, config: dict[str, Any], draw: int | None = None) -> dict[str, Any]:
-    """The entry of a draw: the first whose reference answer is judged right. {} without a draw."""
+def serve(dataset: str, config: dict[str, Any], draw: int) -> dict[str, Any]:
+    """The entry of a draw: the first whose reference answer is judged right, where the data set has them."""
     source, place = make_dataset(dataset, json.dumps(config)), rules()[dataset].reference
     rng, last = random.Random(draw), ""
-    for _ in range(0 if draw is None else TRIES):
+    for _ in range(TRIES):
         try:
             entry = _entry(source, rng)
         except Exception as error:  # the library gives up on some seeds
@@ -41,9 +41,7 @@ def serve(dataset: str, config: dict[str, Any], draw: int | None = None) -> dict
         if not place or Puzzle()(f"<answer>{answer}</answer>", problem).correct:
             return entry
         last = f"its reference answer {answer!r} is not right"
-    if draw is not None:
-        raise BadInput(one_line(f"task 'gym:{dataset}': no problem in {TRIES} draws; {last}"))
-    return {}
+    raise BadInput(one_line(f"task 'gym:{dataset}': no problem in {TRIES} draws; {last}"))
 
 
 def _entry(source: Any, rng: random.Random) -> dict[str, Any]:
