@@ -18,6 +18,7 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\\?[)\]$*\"'])*(?:\s|$)")
+_WORD = re.compile(r"(?<![\\</a-zA-Z])[^\W\d_]")  # no command, no tag
 _WRAPPERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
 _FENCES = {"", "$$", "\\]", "```"}  # lines that only close a display
 
@@ -127,7 +128,8 @@ def _bare_line(text: str) -> list[Span]:
 
 def _separate(gap: str) -> bool:
     """Whether the text between two answers ends a sentence, or a paragraph before more words."""
-    return bool(_SENTENCE_END.search(gap)) or any(map(str.isalpha, gap.rpartition("\n\n")[2] if "\n\n" in gap else ""))
+    paragraph = gap.rpartition("\n\n")[2] if "\n\n" in gap else ""
+    return bool(_SENTENCE_END.search(gap) or _WORD.search(paragraph))
 
 
 def _unwrap(text: str) -> str:

@@ -5,7 +5,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from rewards.answer import final_answer, squeeze
+from rewards.answer import final_answer, squeeze, with_open_tag
 from rewards.types import Problem, Score
 
 MAX_NUMBER = 100  # characters that are read as a number: bounds the cost of exact arithmetic
@@ -16,7 +16,7 @@ _NUMBER = re.compile(
 
 def exact_match(response: str, problem: Problem) -> Score:
     """Whether the final answer equals `problem.answer`: 0.50 equals 1/2, blanks don't matter, case does."""
-    answer = final_answer(response)
+    answer = final_answer(with_open_tag(response, problem.prompt))
     if answer is None:
         return Score(0.0, False, "unparsed", detail="no final answer")
     if same(answer, as_text(problem.answer)):

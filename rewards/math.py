@@ -19,7 +19,9 @@ MAX_ANSWERS = 20  # of one hedging sentence that are compared
 MAX_FALLBACK = 300  # characters that math-verify is given
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' -])*")
 _PROSE = re.compile(r"(?<![\\{a-zA-Z])[a-zA-Z]{3,}")
-_FIERCE = re.compile(r"!|\^[^,+=]{0,40}\^|\d{30}|\^\{?\d{4}|\\(?:prod|binom)(?![a-z])")  # endless, or near zero
+_FIERCE = re.compile(  # endless, too deep, or near zero
+    r"!|\^[^,+=]{0,40}\^|\d{30}|\^\{?\d{3}|(?:[(\[{][^()\[\]{}]*){12}|\\(?:prod|binom)(?![a-z])"
+)
 _TURNED = {"<": ">", "<=": ">="}
 Verdict = bool | None  # None: our own grammar can't tell
 
@@ -139,13 +141,12 @@ def _relations(a: Node, b: Node) -> Verdict:
     """Equations and inequalities against each other, or `x = 5` against 5."""
     (name, value), (other, against) = _assigned(a), _assigned(b)
     if not (a[0] in RELATIONS and b[0] in RELATIONS):
-        interval = _interval(a if a[0] in RELATIONS else b)
-        if interval:  # as math-verify has it: an interval may answer for an inequality, not the other way round
-            return a[0] in RELATIONS and _same(interval, b)
+        if interval := _interval(a if a[0] in RELATIONS else b):
+            return a[0] in RELATIONS and _same(interval, b)  # as math-verify has it: not the other way round
         return None if name is other is None else _same(value, against)
     if name is not None and name == other:
         return _same(value, against)
-    found = _unordered(_proportional, _chain(a), _chain(b))
+    found = _unordered(lambda one, two: one[0] == two[0] and proportional(one[0], one[1], two[1]), _chain(a), _chain(b))
     return None if found is False and a[0] == b[0] == "=" and None in (name, other) else found
 
 
@@ -154,8 +155,7 @@ def _assigned(node: Node) -> tuple[Node | None, Node]:
     first = node
     while first[0] == "=":
         first = first[1]
-    plain = node[0] == "=" and (not names(first) or _only_names(first))
-    return (first, node[2]) if plain else (None, node)
+    return (first, node[2]) if node[0] == "=" and (not names(first) or _only_names(first)) else (None, node)
 
 
 def _only_names(node: Node) -> bool:
@@ -164,27 +164,21 @@ def _only_names(node: Node) -> bool:
 
 def _interval(node: Node) -> Node | None:
     """The interval that `a < x <= b` or `x > a` describes."""
-    left, low, high, right = "(", ("neg", ("inf",)), ("inf",), ")"
+    brackets, bounds = ["(", ")"], [("neg", ("inf",)), ("inf",)]
     for sign, (_, more, less) in _chain(node):
+        end = 0 if more[0] == "s" else 1
         if sign not in (">", ">=") or more[0] == less[0] or "s" not in (more[0], less[0]):
             return None
-        if more[0] == "s":
-            low, left = less, "[" if sign == ">=" else "("
-        else:
-            high, right = more, "]" if sign == ">=" else ")"
-    return (left + right, low, high)
+        brackets[end], bounds[end] = "[]"[end] if sign == ">=" else "()"[end], (less, more)[end]
+    return ("".join(brackets), *bounds)
 
 
 def _chain(node: Node) -> list[tuple[str, Node]]:
     """A chain of relations as (sign, difference of its sides), with < and <= turned round."""
     sign, left, right = node
     before = _chain(left) if left[0] in RELATIONS else []
-    sides = (left[2] if before else left, right)
-    return [*before, (_TURNED.get(sign, sign), ("-", *(sides[::-1] if sign in _TURNED else sides)))]
-
-
-def _proportional(a: tuple[str, Node], b: tuple[str, Node]) -> bool:
-    return a[0] == b[0] and proportional(a[1], b[1], any_sign=a[0] in ("=", "!="))
+    more, less = (right, left[2] if before else left) if sign in _TURNED else (left[2] if before else left, right)
+    return [*before, (str(_TURNED.get(sign, sign)), ("-", more, less))]
 
 
 @cache

@@ -26,13 +26,13 @@ def same_value(a: Node, b: Node) -> bool:
     return _close(a, b, 0) or _rounds(a, b) or _rounds(b, a)
 
 
-def proportional(a: Node, b: Node, any_sign: bool) -> bool:
-    """Whether a is b times a constant (positive, unless any sign will do): then a = 0 says what b = 0 says."""
+def proportional(sign: str, a: Node, b: Node) -> bool:
+    """Whether a is b times a constant, positive for an inequality's sign: then `a > 0` says what `b > 0` says."""
     mp = _mp(DIGITS[0])
     x, y = evaluate(a, 0, mp), evaluate(b, 0, mp)
     if names(a) != names(b) or not (names(a) and x and y):
         return _close(a, b, 0)
-    if not any_sign and mp.re(_plain(mp, x) / _plain(mp, y)) <= 0:
+    if sign not in ("=", "!=") and mp.re(_plain(mp, x) / _plain(mp, y)) <= 0:
         return False
     return all(_close(("*", a, ("value", y)), ("*", b, ("value", x)), point) for point in range(1, POINTS))
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.answer import after_thinking, boxed, final_answer
+from rewards.answer import after_thinking, boxed, final_answer, final_answers, with_open_tag
+from rewards.types import Prompt
 
 TABLE = [
     (r"\boxed{4}", "4"),
@@ -25,6 +26,19 @@ TABLE = [
     ("Well, the final answer is: 3.5. Done!", "3.5"),
     ("Final answer: $7$", "7"),
     ("The answer is 4. No, the answer is 5.", "5"),
+    ("The answer to the second question is $x$, I think.", "$x$, I think"),
+    ("**Answer:** 5", "5"),
+    ("**Final Answer**: $5$", "5"),
+    ("The answer is\n\\[\n5\n\\]", "5"),
+    ("So:\n$$\n5\n$$", "5"),
+    (r"\fbox{4}", "4"),
+    (r"It is \boxed{3}. Wait, it is \boxed{4}.", "4"),
+    (r"It is \boxed{3}! $\boxed{4}$", "4"),
+    ("\\boxed{3}\n\nTherefore \\boxed{4}", "4"),
+    ("$\\boxed{3}$\n\n$\\boxed{4}$", None),
+    (r"$x=\boxed{3}$ and then $y=\boxed{4}$.", None),
+    (r"It is \boxed{3}. Now \boxed{4} or \boxed{5}.", None),
+    ("#### 3\n#### 4", None),
     ("13 - ( 10 - 2 )", "13 - ( 10 - 2 )"),
     ("Some words first\n**17**", "17"),
     (r"\( 8 \)", "8"),
@@ -96,6 +110,27 @@ def test_a_megabyte_costs_linear_time(text: str) -> None:
     start = time.process_time()
     final_answer(text)
     assert time.process_time() - start < 5.0  # a quadratic finder takes minutes
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "answer"),
+    [
+        ("Add.<think>\n", "4", None),
+        ("Add.<think>\n", "4</think>5", "5"),
+        ("Add.<think>\n", "<think>4</think>5", "5"),
+        ("Add.<think></think>", "5", "5"),
+        ("What does <think> mean?", "5", "5"),
+        ([{"role": "user", "content": "Add."}, {"role": "assistant", "content": "<think>"}], "4", None),
+        ([{"role": "user", "content": "Add."}], "5", "5"),
+        ([], "5", "5"),
+    ],
+)
+def test_prompt_tail_and_response_are_read_together(prompt: Prompt, response: str, answer: str | None) -> None:
+    assert final_answer(with_open_tag(response, prompt)) == answer
+
+
+def test_a_hedge_keeps_its_answers_for_those_who_compare_lists() -> None:
+    assert final_answers(r"It is \boxed{3}. Now \boxed{4} or \boxed{5}.") == ["4", "5"]
 
 
 def test_after_thinking_keeps_a_response_without_tags() -> None:

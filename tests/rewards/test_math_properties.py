@@ -36,11 +36,6 @@ structures = st.one_of(
 )
 
 
-def defined(text: str) -> bool:
-    """Whether it has a value: equal to itself written otherwise, so that 1/0 is out."""
-    return equal(text, f"{{{text}}}")
-
-
 @given(structures)
 @settings(max_examples=60, deadline=None)
 def test_equality_is_reflexive(text: str) -> None:
@@ -56,7 +51,7 @@ def test_equality_is_symmetric(a: str, b: str) -> None:
 @given(expressions, expressions)
 @settings(max_examples=60, deadline=None)
 def test_a_sum_commutes_and_a_changed_one_differs(a: str, b: str) -> None:
-    if defined(f"({a})+({b})"):
+    if equal(f"({a})+({b})", f"({a})+({b})+0"):  # not where it divides by zero
         assert equal(f"({a})+({b})", f"({b})+({a})")
         assert not equal(f"({a})+({b})", f"({a})+({b})+1")
 
@@ -75,8 +70,7 @@ WAYS = {
 @given(text=structures)
 @settings(max_examples=40, deadline=None)
 def test_spelling_does_not_matter(way: str, text: str) -> None:
-    if defined(text):
-        assert equal(text, WAYS[way](text))
+    assert equal(text, WAYS[way](text))
 
 
 @given(st.text(), st.sampled_from([r"\boxed{5}", "The answer is 4.", r"\boxed{4} or \boxed{5}", "5", ""]))
