@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,11 +73,12 @@ class Sandbox:
             process = subprocess.Popen(
                 [*self.walls, *runner, *self.user.split(), *str(limits).split()], stdin=given, stdout=subprocess.PIPE,
                 stderr=errors, cwd=here, env={} if self.walls else ENVIRONMENT, pass_fds=[job.fileno()],
+                process_group=None if self.walls else 0,
             )  # fmt: skip
             assert process.stdout is not None
             pipe, output, fault = process.stdout, b"", f"no end within {limits.time_limit:.3g} s"
             stack.enter_context(pipe)
-            stack.callback(end, process, pipe)
+            stack.callback(end, process, pipe, not self.walls)
             with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):
                 output = read(pipe, deadline, max_output)
                 fault = f"more than {max_output} bytes of output"
@@ -90,14 +92,17 @@ class Sandbox:
             return output, fault
 
 
-def end(process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
-    """Kill a program with what it started, and wait until all are gone. It is stopped first, so as to hide no child."""
-    if process.poll() is None:
+def end(process: subprocess.Popen[bytes], pipe: IO[bytes], bare: bool) -> None:
+    """Kill a program with what it started, and wait until all are gone."""
+    if bare:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:  # bubblewrap, which is stopped first, so as to hide no child
         parent = psutil.Process(process.pid)
         parent.suspend()
         while parent.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
             time.sleep(0.001)
-        for victim in (*parent.children(recursive=True), parent):
+        for victim in (*parent.children(), parent):
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
     process.wait()
