@@ -134,7 +134,8 @@ async def rescore(pool: RewardPool, path: Path, spec: Any, chains: Iterable[Stor
     found = {"run": str(path), "reward": spec, "chains": len(rows)}
     for side in SIDES:
         values = [row[side]["value"] for row in rows if row[side]["value"] is not None]
-        found[side] = {"mean": fmean(values or [0.0]), "pass@1": fmean(row[side]["correct"] for row in rows)}
+        correct = fmean(row[side]["correct"] for row in rows)
+        found[side] = {"mean": fmean(values) if values else None, "pass@1": correct}
     moves = Counter(" -> ".join(row[side]["status"] for side in SIDES) for row in rows)
     agreement = {"share": same, "ci95": wilson(same, len(rows))}
     return found | {"agreement": agreement, "moves": dict(moves.most_common()), "changed": changed}
@@ -145,7 +146,9 @@ def describe(found: dict[str, Any], shown: int) -> list[str]:
     (low, high), changed = found["agreement"]["ci95"], found["changed"]
     lines = [f"{found['run']}: {found['chains']} chains under {found['reward']}"]
     lines += [f"{count:>8}  {move}" for move, count in found["moves"].items()]
-    lines += [f"{side}: mean {found[side]['mean']:.4f}, pass@1 {found[side]['pass@1']:.4f}" for side in SIDES]
+    for side in SIDES:
+        mean, correct = found[side].values()
+        lines.append(f"{side}: mean {'none' if mean is None else f'{mean:.4f}'}, pass@1 {correct:.4f}")
     lines.append(f"as correct as before: {found['agreement']['share']:.4f} [{low:.4f}, {high:.4f}]")
     for row in changed[:shown]:
         moved = " -> ".join(f"{row[side]['status']} {row[side]['value']}" for side in SIDES)

@@ -25,6 +25,8 @@ def open_handed(response, problem): return 1.0
 def broken(response, problem): return 1 / 0
 def anywhere(response, problem): return problem.answer in response
 def bonus(size): return lambda response, problem: size
+def silent(response, problem): return None
+silent.scores_truncated = True
 """
 
 
@@ -154,6 +156,8 @@ def test_rescore_takes_some_steps_and_some_chains(here: Path) -> None:
     assert "3 chains under mine.py:anywhere" in shown
     assert "as correct as before: 0.6667" in shown
     assert "2/p/1: wrong 0.0 -> ok 1.0  answer 'It is 2', reference '2'" in shown
+    silent = call(rewards_app, "rescore", "runs/first", "--reward", "mine.py:silent").stdout
+    assert "new: mean none, pass@1 0.0000" in silent
     few = ["rescore", "runs/first", "--reward", "mine.py:anywhere", "--steps", "1-2", "--limit", "4", "--json"]
     assert json.loads(call(rewards_app, *few).stdout)["chains"] == 4
 
