@@ -49,9 +49,8 @@ def second_opinion(response: str, problem: Problem) -> bool | None:
 
 def _last_said(text: str) -> str:
     """The last box, else what stands behind the last colon or "is" of the last line."""
-    line = text.rstrip().rpartition("\n")[2]
-    return boxed(text)[-1] if boxed(text) else _SAID.split(line)[-1]
+    return (boxed(text) or _SAID.split(text.rstrip().rpartition("\n")[2]))[-1]
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"[\W_]+", "", re.sub(r"\\text\b", "", text)).casefold()
+    return re.sub(r"\\text\b|[\W_]+", "", text).casefold()

@@ -85,6 +85,7 @@ def tasks_check(
     """Check that every gold answer is scored correct; exit 1 when one is not."""
     from rewards.gold import first_problems, score_gold
     from rewards.tasks import load_task
+    from rollout.prompt import load_tokenizer
 
     task = load_task(name, seed)
     problems = list(first_problems(task, count))
@@ -92,7 +93,9 @@ def tasks_check(
     found = _in_pool(lambda pool: score_gold(pool, task, shown, lambda p: p.reward), workers, time_limit)
     wrong = [gold for gold in found if not gold.score.correct]
     count, right, seconds = len(found), len(found) - len(wrong), fmean(gold.seconds for gold in found)
-    tokens = _mean_tokens([text for p in problems if isinstance(text := p.meta.get("gold"), str)], tokenizer)
+    chains = [text for p in problems if isinstance(text := p.meta.get("gold"), str)]
+    split = load_tokenizer(tokenizer).tokenize if tokenizer else str.split
+    tokens = fmean(len(split(text)) for text in chains) if chains else None
     if as_json:
         rows = [{"id": g.problem.id, "status": g.score.status, "detail": g.score.detail} for g in wrong]
         row = {"task": name, "checked": count, "correct": right, "seconds_mean": seconds, "chain_tokens_mean": tokens}
@@ -200,16 +203,6 @@ def _try(number: int, line: bytes, spec: Any) -> tuple[Any, ...]:
     prompt, answer = row.pop("prompt", None) or "", row.pop("answer", None)
     problem = Problem(str(number if id is None else id), "stdin", prompt, answer, key=str(number), meta=row)
     return id, response, problem, spec, truncated
-
-
-def _mean_tokens(texts: list[str], tokenizer: Path | None) -> float | None:
-    if not texts:
-        return None
-    if tokenizer is None:
-        return fmean(len(text.split()) for text in texts)
-    from rollout.prompt import load_tokenizer
-
-    return fmean(map(len, load_tokenizer(tokenizer)(texts, add_special_tokens=False).input_ids))
 
 
 def _in_pool(work: Callable[[RewardPool], Coroutine[Any, Any, T]], *limits: Any) -> T:

@@ -13,7 +13,7 @@ from rewards.answer import final_answer
 from rewards.audit import SECOND, TAIL, auditable, chosen
 from rewards.errors import Fault
 from rewards.pool import RewardPool
-from rewards.types import Extras, Problem, Score
+from rewards.types import Problem, Score
 from rl.build import Setup
 from rl.metrics import Row
 from rollout.evaluate import wilson
@@ -38,27 +38,23 @@ class RunScorer:
         self.share = min(setup.config.rewards.audit_share, AUDITS / (rollout.problems * rollout.group_size))
         self.audits: dict[int, tuple[Counter[str], list[Row]]] = {}  # step -> counts, disagreements
 
-    async def score(
-        self, chain_id: str, response: str, problem: Problem, spec: Any = None, truncated: bool = False,
-        extras: Extras | None = None,
-    ) -> Score:  # fmt: skip
+    async def score(self, chain_id: str, response: str, problem: Problem, *args: Any, **kwargs: Any) -> Score:
         """The pool's verdict."""
         if self.active == 0:
             self.since = time.monotonic()
         self.active += 1
         try:
-            score = await self.pool.score(chain_id, response, problem, spec, truncated, extras)
-            if extras and extras.step in self.audits and auditable(spec or problem.reward, problem):
-                await self._hear_again(score, response, problem, *self.audits[extras.step])
+            score = await self.pool.score(chain_id, response, problem, *args, **kwargs)
+            if auditable(self.setup.spec_of(problem), problem):
+                await self._hear_again(score, response, problem)
             return score
         finally:
             self.active -= 1
             if self.active == 0:
                 self.seconds += time.monotonic() - self.since
 
-    async def _hear_again(
-        self, first: Score, response: str, problem: Problem, counts: Counter[str], rows: list[Row]
-    ) -> None:
+    async def _hear_again(self, first: Score, response: str, problem: Problem) -> None:
+        counts, rows = self.audits[int(first.id.partition("/")[0])]  # by step
         judged_wrong = first.status in ("wrong", "unparsed")
         counts["wrong" if judged_wrong else "right"] += judged_wrong or first.correct
         if judged_wrong and chosen(first.id, self.share):
