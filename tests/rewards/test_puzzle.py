@@ -23,7 +23,6 @@ from rewards.tasks import is_task, list_tasks, load_task
 from rewards.types import Problem
 
 NO_REFERENCE = {"boxnet", "rush_hour"}
-SLOW = {"knight_swap": 5, "sokoban": 5, "zebra_puzzles": 8}  # seconds a problem: fewer of them
 OTHERS_FIT = {"graph_color", "propositional_logic", "tower_of_hanoi"}  # another item's answer may be a right one
 installed = pytest.mark.skipif(not puzzle.installed(), reason="reasoning-gym is not installed here")
 DANGEROUS = (  # scorers that execute the answer, and those that any text, a prefix or a suffix satisfies
@@ -64,7 +63,7 @@ def test_scorers_that_run_the_answer_or_can_be_gamed_are_never_called() -> None:
 @pytest.mark.parametrize("name", rules())
 def test_gold_is_right_and_nothing_and_another_gold_are_not(name: str) -> None:
     task = load_task(f"gym:{name}")
-    problems = [task.problem(index, "train") for index in range(SLOW.get(name, 20))]
+    problems = [task.problem(index, "train") for index in range(20)]
     problems = [Problem(**json.loads(json.dumps(vars(problem)))) for problem in problems]  # as a worker gets them
     reward = Puzzle()
     if name in NO_REFERENCE:
@@ -105,9 +104,7 @@ HOSTILE = [
 
 
 @installed
-@pytest.mark.parametrize(
-    "name", [n if n in DANGEROUS else pytest.param(n, marks=pytest.mark.slow) for n in rules() if n not in SLOW]
-)
+@pytest.mark.parametrize("name", [n if n in DANGEROUS else pytest.param(n, marks=pytest.mark.slow) for n in rules()])
 def test_no_hostile_answer_runs_hangs_or_is_right(name: str, tmp_path: Path) -> None:
     problem, canary = load_task(f"gym:{name}").problem(0, "train"), tmp_path / "canary"
     for partial in (False, True):
