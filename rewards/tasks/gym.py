@@ -60,7 +60,8 @@ def load_gym(spec: str, seed: int, given: Mapping[str, str]) -> Gym:
 
     name = spec.partition("?")[0].removeprefix(PREFIX)
     if name not in rules():
-        raise BadInput(f"unknown task {spec!r}; {nearest(name, rules())}")
+        hint = nearest(name, rules())
+        raise BadInput(f"unknown task {spec!r}; {hint if len(hint) < 80 else 'ponder tasks list names them all'}")
     if not installed():
         raise BadInput(OFF)
     try:
