@@ -1,8 +1,10 @@
 """Countdown: is this expression made of exactly these numbers, and does it reach the target?
 
-A tokeniser and a recursive-descent parser of our own over exact fractions; nothing is ever evaluated as code.
+Nothing but numbers, + - * / and brackets reaches Python's parser, and its tree is walked over exact fractions, not run.
 """
 
+import ast
+import operator
 import re
 from collections import Counter
 from fractions import Fraction
@@ -11,7 +13,7 @@ from rewards.answer import final_answer
 from rewards.types import Problem, Score
 
 MAX_LENGTH = 500
-MAX_DEPTH = 30
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _TOKEN = re.compile(r"\s*(?:(0|[1-9]\d{0,8})(?!\d)|([-+*/()])|(\S.{0,9}))", re.ASCII | re.DOTALL)
 
 
@@ -53,53 +55,27 @@ def tokenise(text: str) -> list[int | str]:
     if len(text) > MAX_LENGTH:
         raise NotAnExpression(f"longer than {MAX_LENGTH} characters")
     tokens: list[int | str] = []
-    for digits, operator, other in _TOKEN.findall(text):
+    for digits, sign, other in _TOKEN.findall(text):
         if other:
             raise NotAnExpression(f"{other!r} is no number, operator or bracket")
-        tokens.append(int(digits) if digits else operator)
+        tokens.append(int(digits) if digits else sign)
     return tokens
 
 
 def evaluate(tokens: list[int | str]) -> Fraction:
     """The exact value of an infix expression; raises NotAnExpression, ZeroDivisionError."""
-    rest = tokens[::-1]  # the next token is the last: each rule takes what it reads off the end
-    value = _sum(rest, 0)
-    if rest:
-        raise NotAnExpression(f"{rest[-1]!r} stands where the expression could end")
-    return value
+    try:
+        return _value(ast.parse(" ".join(map(str, tokens)), mode="eval").body)  # apart, so that * * is no power
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise NotAnExpression(f"no expression: {error}") from None
 
 
-def _sum(rest: list[int | str], depth: int) -> Fraction:
-    value = _product(rest, depth)
-    while rest and rest[-1] in ("+", "-"):
-        sign = 1 if rest.pop() == "+" else -1
-        value += sign * _product(rest, depth)
-    return value
-
-
-def _product(rest: list[int | str], depth: int) -> Fraction:
-    value = _factor(rest, depth)
-    while rest and rest[-1] in ("*", "/"):
-        if rest.pop() == "*":
-            value *= _factor(rest, depth)
-        else:
-            value /= _factor(rest, depth)
-    return value
-
-
-def _factor(rest: list[int | str], depth: int) -> Fraction:
-    if depth > MAX_DEPTH:
-        raise NotAnExpression(f"nested deeper than {MAX_DEPTH}")
-    if not rest:
-        raise NotAnExpression("the expression is empty or ends too soon")
-    token = rest.pop()
-    if isinstance(token, int):
-        return Fraction(token)
-    if token == "-":
-        return -_factor(rest, depth + 1)
-    if token != "(":
-        raise NotAnExpression(f"{token!r} out of place")
-    value = _sum(rest, depth + 1)
-    if not rest or rest.pop() != ")":
-        raise NotAnExpression("a bracket is not closed")
-    return value
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(int(number)):
+            return Fraction(number)
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_value(operand)
+        case ast.BinOp(left, kind, right):
+            return OPERATIONS[type(kind)](_value(left), _value(right))
+    raise NotAnExpression(f"{ast.unparse(node)[:20]!r} out of place")
