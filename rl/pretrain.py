@@ -116,9 +116,7 @@ def trace_batches(config: PretrainConfig, template: Template) -> Iterator[list[C
     for index in itertools.count():
         problem = task.problem(index, "train")
         if "numbers" not in problem.meta or "target" not in problem.meta:
-            raise BadInput(
-                f"problem {problem.id} is no countdown problem; pre-training writes traces for countdown alone"
-            )
+            raise BadInput(f"problem {problem.id} is no countdown problem, and traces are written for those alone")
         trace = write_trace(problem, random.Random(f"{config.seed}|{index}"))
         ids = [*template.tokenizer.encode(trace, add_special_tokens=False), template.stop_ids[0]]
         chain = bare_chain(problem.id, problem.id, template.encode(problem.prompt))

@@ -42,9 +42,8 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
             raise BadInput(f"task {spec!r}: a JSONL file takes no parameters; drop {'?' + query!r}")
         return Jsonl(name, seed)
     if name not in GENERATORS:
-        raise BadInput(
-            f"unknown task {name!r}; {nearest(name, GENERATORS)} (or data of your own: path.jsonl, datasets:PATH)"
-        )
+        own = "(or data of your own: path.jsonl, datasets:PATH)"
+        raise BadInput(f"unknown task {name!r}; {nearest(name, GENERATORS)} {own}")
     return build(GENERATORS[name], spec, seed, given)
 
 

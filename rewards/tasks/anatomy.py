@@ -1,7 +1,5 @@
-"""What a countdown chain consists of: attempts, slips, repetitions. Read off its text, for the figures of a report.
-
-It reads the notation of search traces (countdown.py): attempts of sums `a op b = c`, each ended by `? target` and `!`
-where its author sees a hit, `.` where not. A chain in other words tells only whether it thought at all.
+"""What a countdown chain consists of, read off its text in the notation of search traces (countdown.py): attempts of
+sums `a op b = c`, each ended by `? target` and `!` for a hit, `.` for a miss.
 """
 
 import re

@@ -34,12 +34,7 @@ class Arithmetic(Generator):
         for k, (operator, operand) in enumerate(steps):
             words = f"( {words} ) {operator} {operand}" if k else f"{words} {operator} {operand}"
         plain = PLAIN.format(start=start, chain=", ".join(f"{VERBS[operator]} {n}" for operator, n in steps))
-        return Problem(
-            id="",
-            task=self.base,
-            prompt=plain if self.style == "plain" else f"{words} =",
-            answer=str(value),
-            key=str(start) + "".join(f"{operator}{n}" for operator, n in steps),
-            difficulty=float(count),
-            subtask=f"{count} operation{'s' if count > 1 else ''}",
-        )
+        prompt = plain if self.style == "plain" else f"{words} ="
+        key = str(start) + "".join(f"{operator}{n}" for operator, n in steps)
+        subtask = f"{count} operation{'s' if count > 1 else ''}"
+        return Problem("", self.base, prompt, str(value), key, float(count), subtask)

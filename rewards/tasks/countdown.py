@@ -1,9 +1,4 @@
-"""Countdown: combine the given numbers, each exactly once, into the target. Hard to solve, easy to check.
-
-And search traces, written as an impatient human would: what the demo's base model is pre-trained on. A trace tries
-random combinations until one hits, or until its author gives up; the answer repeats the last attempt. Its weaknesses
-are deliberate, and data: some authors guess without thinking, most give up early, results slip.
-"""
+"""Countdown, and search traces as an impatient human would write them: what the demo's base model is pre-trained on."""
 
 import random
 from dataclasses import dataclass
@@ -38,16 +33,10 @@ class Countdown(Generator):
             solved = combine(numbers, rng)
         words = f"{' '.join(map(str, numbers))} : {solved.value}"
         plain = PLAIN.format(numbers=", ".join(map(str, numbers)), target=solved.value)
-        return Problem(
-            id="",
-            task=self.base,
-            prompt=plain if self.style == "plain" else words,
-            answer=solved.expression,
-            key=f"{','.join(map(str, sorted(numbers)))}={solved.value}",
-            difficulty=float(count),
-            subtask=f"{count} numbers",
-            meta={"numbers": numbers, "target": solved.value},
-        )
+        prompt = plain if self.style == "plain" else words
+        key = f"{','.join(map(str, sorted(numbers)))}={solved.value}"
+        meta = {"numbers": numbers, "target": solved.value}
+        return Problem("", self.base, prompt, solved.expression, key, float(count), f"{count} numbers", meta=meta)
 
 
 class Attempt(NamedTuple):
@@ -93,9 +82,11 @@ class Habits:
     slip: float = 0.02  # of the results: wrong by a little
 
 
-def write_trace(problem: Problem, rng: random.Random, habits: Habits | None = None) -> str:
-    """Everything after a countdown prompt's `<think>`: attempts, `</think>`, answer; words apart by blanks."""
-    habits = habits or Habits()
+def write_trace(problem: Problem, rng: random.Random, habits: Habits = Habits()) -> str:
+    """Everything after a countdown prompt's `<think>`: attempts, `</think>`, answer; words apart by blanks.
+
+    Random combinations until one hits or the author gives up; the answer repeats the last: deliberate weaknesses.
+    """
     numbers, target = problem.meta["numbers"], problem.meta["target"]
     kind = rng.random()
     attempt = try_once(numbers, rng, habits.slip)

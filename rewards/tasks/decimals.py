@@ -26,15 +26,9 @@ class Decimals(Generator):
             pair = [f"{whole}." + "".join(rng.choices("0123456789", k=rng.randint(*self.places))) for _ in range(2)]
         larger, smaller = sorted(pair, key=Fraction, reverse=True)
         order = (len(larger) > len(smaller)) - (len(larger) < len(smaller))
-        return Problem(
-            id="",
-            task=self.base,
-            prompt=PROMPT.format(*pair),
-            answer=larger,
-            key=f"{smaller} < {larger}",
-            difficulty=float(max(map(len, pair)) - len(f"{whole}.")),
-            subtask=("as many places", "the longer is larger", "the shorter is larger")[order],
-        )
+        places = max(map(len, pair)) - len(f"{whole}.")
+        subtask = ("as many places", "the longer is larger", "the shorter is larger")[order]
+        return Problem("", self.base, PROMPT.format(*pair), larger, f"{smaller} < {larger}", float(places), subtask)
 
     def gold(self, problem: Problem) -> str:
         return f"<answer>{problem.answer}</answer>"

@@ -1,7 +1,4 @@
-"""The quickstart's task and its verifier: begin with a lower-case letter.
-
-A random byte-level model does so one time in ten, so RL has a signal from step 1.
-"""
+"""The quickstart's task and its verifier: a random byte-level model is right one time in ten, a signal from step 1."""
 
 import random
 import string
