@@ -65,7 +65,7 @@ install() {
     pip install --no-deps --no-compile --no-build-isolation -r "$gym" 2>"$venv/gym.log" ||
         say "reasoning-gym does not install here, so gym: tasks are off and all else works; why: $venv/gym.log; to try again: rm $stamp; make setup"
     # Compiled on all cores (pip would use one), except for what hardly anybody imports; some files are no Python
-    "$python" -m compileall -q -j 0 -x '/tests/|/transformers/models/(?!auto|llama|qwen)' "$venv"/lib >/dev/null || true
+    PYTHONWARNINGS=ignore "$python" -m compileall -q -j 0 -x '/tests/|/transformers/models/(?!auto|llama|qwen)' "$venv"/lib >/dev/null || true
     pip install --no-deps --no-build-isolation -e .
 }
 
