@@ -1,7 +1,4 @@
-"""From a configuration to the parts of a run.
-
-`prepare` does what is cheap, so that bad input is refused before anything heavy starts; the rest is built after it.
-"""
+"""From a configuration to the parts of a run: first what is cheap, so that bad input is refused at once."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -10,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.errors import BadInput
 from rewards.tasks import Task, load_task
+from rewards.tasks.base import SPLITS
 from rewards.types import Problem, Split
 from rl.config import Config
 from rl.memory import shapes_path
@@ -51,14 +49,11 @@ class Setup:
         """The reward that scores a problem: the configuration's, else the row's own, else the task's."""
         return problem.reward or self.task.reward if self.config.reward is None else self.config.reward
 
-    def reward_specs(self) -> list[Any]:
-        return [self.config.reward] if self.config.reward is not None else self.task.rewards
-
     @property
     def plan(self) -> Plan:
         rollout, budget = self.config.rollout, self.config.budget
-        caps = (budget.think,)
-        return Plan(rollout.group_size, rollout.temperature, caps, rollout.max_tokens, budget.answer, self.config.seed)
+        sizes = (rollout.max_tokens, budget.answer, self.config.seed)
+        return Plan(rollout.group_size, rollout.temperature, (budget.think,), *sizes)
 
 
 def prepare(config: Config) -> Setup:
@@ -74,12 +69,18 @@ def prepare(config: Config) -> Setup:
 def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
     """Check task and prompt lengths against the model's context. Raises BadInput."""
     task = load_task(config.task, seed=config.seed)
-    setup = Setup(config, task, template, 0, hardware, fingerprint(task))
-    for split in ("val", "test"):
-        if config.eval.every > 0 and not setup.eval_problems(split):
+    first = [task.problem(i, "train").key for i in range(16)], [task.size(split) for split in SPLITS]
+    setup = Setup(config, task, template, 0, hardware, hashlib.sha256(repr(first).encode()).hexdigest()[:16])
+    count = min(PROBLEMS_SCANNED, config.train.steps * config.rollout.problems)
+    problems = [task.problem(i, "train") for i in range(count)]
+    for split in SPLITS[1:] if config.eval.every > 0 else ():
+        if not (found := setup.eval_problems(split)):
             raise BadInput(f"task {task.name} has no {split} problems; add rows with that split, or set eval.every=0")
+        problems += found
+    longest = max(len(question.prompt_ids) for question in make_questions(problems, template, "cot"))
     closing = len(template.close_ids) if config.model.think else 0  # a forced close is inserted on top
-    context = longest_prompt(setup) + config.rollout.max_tokens + closing
+    unscanned = 8 * (count == PROBLEMS_SCANNED)  # room for what was not scanned
+    context = longest + unscanned + config.rollout.max_tokens + closing
     limit = model_context(str(shapes_path(config.model.path)))
     if context > limit:
         raise BadInput(
@@ -87,24 +88,6 @@ def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
             f"{config.model.path} has a context of {limit}; lower rollout.max_tokens"
         )
     return replace(setup, context=context)
-
-
-def fingerprint(task: Task) -> str:
-    """A hash of the first training problems and the sizes of the splits."""
-    keys = [task.problem(i, "train").key for i in range(16)]
-    sizes = [task.size(split) for split in ("train", "val", "test")]
-    return hashlib.sha256(repr((keys, sizes)).encode()).hexdigest()[:16]
-
-
-def longest_prompt(setup: Setup) -> int:
-    """Tokens of the longest prompt among the problems that the run will see (at most PROBLEMS_SCANNED of training)."""
-    config = setup.config
-    count = min(PROBLEMS_SCANNED, config.train.steps * config.rollout.problems)
-    problems = [setup.task.problem(i, "train") for i in range(count)]
-    if config.eval.every > 0:
-        problems += setup.eval_problems("val") + setup.eval_problems("test")
-    longest = max(len(question.prompt_ids) for question in make_questions(problems, setup.template, "cot"))
-    return longest + 8 * (count == PROBLEMS_SCANNED)  # room for what was not scanned
 
 
 def model_context(path: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -70,9 +71,9 @@ def selftest(config: str, overrides: Overrides = None, as_json: AsJson = False) 
 def serve(config: str, overrides: Overrides = None) -> None:
     """Run the rollout server alone, for a learner that names it in rollout.servers."""
     from rl.config import load_config
-    from rl.serve import serve_forever
+    from rl.serve import serve as serve_forever
 
-    serve_forever(load_config(config, overrides or []))
+    asyncio.run(serve_forever(load_config(config, overrides or [])))
 
 
 @app.command(

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewards.errors import BadInput
-from rewards.gold import VERIFIERS, Gold, first_problems, score_gold, skip_bad_rows
+from rewards.gold import VERIFIERS, first_problems, score_gold, skip_bad_rows
 from rewards.pool import RewardPool
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, prepare
@@ -28,11 +28,8 @@ from rollout import store
 if TYPE_CHECKING:
     from rl.learner import Learner
 
-GOLD_SECONDS = 5.0
-"""For which the gold answers of a file's rows are scored before a run."""
-
-NAMED = 5
-"""Offending rows that are named."""
+GOLD_SECONDS = 5.0  # for which the gold answers of a file's rows are scored before a run
+NAMED = 5  # offending rows that are named
 
 
 def launch(
@@ -45,36 +42,38 @@ def launch(
     if samples is not None and not samples.is_file():
         raise BadInput(f"--replay {replay}: no {samples.name} there; name a run directory that holds chains")
     with run.lock():
-        checkpoint = find_checkpoint(setup, run) if resume else None
+        warn = partial(print, "ponder:", file=sys.stderr)
+        checkpoint = latest_checkpoint(run.checkpoints, warn) if resume else None
+        if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint:
+            raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
         if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
             print(f"{run.path}: all {checkpoint.step} steps are done, nothing left to do; raise train.steps to go on")
             return
         if not (resume or overwrite):
             run.check_free()
-
-        def begin() -> None:
-            if resume:
-                rewind(run, checkpoint.step if checkpoint else 0, config.train.steps)
-                run.write_config(config)  # with what this resume overrides: the next one goes on with the same
-            else:
-                run.create(config)
-
-        asyncio.run(_run(setup, run, checkpoint, samples, begin))
+        asyncio.run(_run(setup, run, checkpoint, samples, resume))
 
 
-async def _run(
-    setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None, begin: Callable[[], None]
-) -> None:
-    """Check, `begin` in the directory, then start what is heavy and run the loop."""
-    config, rewards = setup.config, setup.config.rewards
+async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None, resume: bool) -> None:
+    """Check, make the directory ready, then start what is heavy and run the loop."""
+    config, rewards, done = setup.config, setup.config.rewards, checkpoint.step if checkpoint else 0
     with StopSignal() as stop:
         async with RewardPool(rewards.workers, rewards.time_limit, rewards.memory_gb) as pool:
             if samples is None:
                 await stop.guard(check_gold(setup, pool))
             async with contextlib.aclosing(choose_backend(setup, run, replay=samples is not None)) as backend:
                 await stop.guard(backend.check())
-                begin()
-                with RunProgress(config.train.steps, checkpoint.step if checkpoint else 0) as progress:
+                if resume:  # cut back to the checkpoint: later lines, frames, drafts and evaluations go
+                    remove_after(run.checkpoints, done)
+                    truncate_metrics(run.metrics, done)
+                    truncate_metrics(run.audit, done)
+                    store.truncate(run.samples, done)
+                    clear_evaluations(run, done, finished=done >= config.train.steps)
+                    print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
+                    run.write_config(config)  # with what this resume overrides: the next one goes on with the same
+                else:
+                    run.create(config)
+                with RunProgress(config.train.steps, done) as progress:
                     learner = await stop.guard(_start(backend, config, checkpoint, progress))
                     trainer = Trainer(setup, run, backend, pool, learner, progress, stop, samples)
                     if checkpoint is not None:
@@ -101,38 +100,17 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
         await asyncio.gather(starting, return_exceptions=True)
 
 
-def find_checkpoint(setup: Setup, run: RunDir) -> Checkpoint | None:
-    """The newest sound checkpoint. Raises BadInput where the task is not the one it was saved with."""
-    checkpoint = latest_checkpoint(run.checkpoints, lambda text: print(f"ponder: {text}", file=sys.stderr))
-    if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint:
-        raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
-    return checkpoint
-
-
-def rewind(run: RunDir, done: int, steps: int) -> None:
-    """Cut a run directory back to the checkpoint of step `done`: later lines, frames, drafts and evaluations go.
-
-    Where some of the `steps` are left to do, whatever an earlier end of the run has concluded goes, too.
-    """
-    remove_after(run.checkpoints, done)
-    truncate_metrics(run.metrics, done)
-    truncate_metrics(run.audit, done)
-    store.truncate(run.samples, done)
-    clear_evaluations(run, done, finished=done >= steps)
-    print(f"ponder: {run.path} goes on after step {done}", file=sys.stderr)
-
-
 async def check_gold(setup: Setup, pool: RewardPool) -> None:
     """Load the rewards and score gold answers before anything heavy starts. Raises BadInput naming the rows.
 
     A plugin that does not like all of them is only told so: it may well judge something else.
     """
-    config, task, spec_of = setup.config, setup.task, setup.spec_of
+    config, task, spec_of, say = setup.config, setup.task, setup.spec_of, partial(print, sep="\n    ")
     parts = getattr(task, "parts", [task])
-    for spec in setup.reward_specs():
+    for spec in [config.reward] if config.reward is not None else task.rewards:
         await pool.load(spec)
     if config.rewards.skip_bad_gold and (skipped := await skip_bad_rows(pool, parts, spec_of)):
-        tell(f"{len(skipped)} rows are skipped, their gold answers are not correct", skipped)
+        say(f"{len(skipped)} rows are skipped, their gold answers are not correct", *skipped[:NAMED])
     begun = [score_gold(pool, part, first_problems(part), spec_of, GOLD_SECONDS / len(parts)) for part in parts]
     found = [gold for part in begun for gold in await part]
     bad = [gold for gold in found if not gold.score.correct]
@@ -144,9 +122,4 @@ async def check_gold(setup: Setup, pool: RewardPool) -> None:
             f"check '{task.name}'`), or leave rows of a file out with rewards.skip_bad_gold=true: "
             f"{'; '.join(map(str, rows[:NAMED]))}"
         )
-    tell(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", bad)
-
-
-def tell(text: str, rows: Sequence[Gold]) -> None:
-    """A line, and one for each of the first rows."""
-    print(text, *map(str, rows[:NAMED]), sep="\n    ")
+    say(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", *bad[:NAMED])

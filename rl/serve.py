@@ -15,14 +15,9 @@ from rollout.server.middleware import KEY_VARIABLE
 from rollout.server.process import ServerProcess
 
 
-def serve_forever(config: Config) -> None:
+async def serve(config: Config) -> None:
     """Serve until SIGINT or SIGTERM (Stopped), or until the server dies (Fault)."""
-    asyncio.run(_serve(config))
-
-
-async def _serve(config: Config) -> None:
-    setup = prepare(config)
-    run = RunDir(config.run_dir)
+    setup, run = prepare(config), RunDir(config.run_dir)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
     sync_dir = check_sync_dir(config.sync.dir)
     spec = server_spec(setup, sync_dir, weights=has_weights(config.model.path))
@@ -35,12 +30,8 @@ async def _serve(config: Config) -> None:
             write_json(run.server, [server.row])
             print(f"serving at {server.url}; in the learner's environment: {KEY_VARIABLE}={key}")
             print(f"and on its command line: rollout.servers='[\"{server.url}\"]' sync.dir={sync_dir}", flush=True)
-            await stop.guard(_ended(server))
+            while server.alive():
+                await stop.guard(asyncio.sleep(1))
             raise Fault(f"the vLLM server died; its log {log} ends with: {' | '.join(server.tail(3))}")
         finally:
             await server.stop()
-
-
-async def _ended(server: ServerProcess) -> None:
-    while server.alive():
-        await asyncio.sleep(1)

@@ -68,11 +68,7 @@ def check_world(env: MutableMapping[str, str]) -> None:
     env.pop("LOCAL_RANK", None)  # torchrun's world of one: accelerate would wrap the policy in DDP for it
 
 
-def main() -> None:
+if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(epilog=EPILOG)(train)
     sys.exit(run_command(lambda: app(standalone_mode=False)))
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ def test_the_larger_decimal_is_right_and_the_other_is_not() -> None:
     for index in range(60):
         problem = task.problem(index, "train")
         smaller, larger = problem.key.split(" < ")
+        assert isinstance(problem.prompt, str)
         assert Fraction(smaller) < Fraction(larger)
         assert {smaller, larger} < set(problem.prompt.replace(",", "").replace("?", "").split())
         assert exact_match(task.gold(problem), problem).correct
