@@ -7,21 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from rewards.puzzle import table
 from rewards.tasks.base import Generator
 from rewards.types import Problem
 
 KW = 1e-14  # at 25 °C
-STRONG = ("HCl", "HBr", "HNO3", "HClO4", "NaOH", "KOH", "LiOH")
-KA = {"CH3COOH": "1.8e-5", "HF": "6.8e-4", "HCOOH": "1.8e-4", "HCN": "6.2e-10", "HClO": "3.0e-8", "HNO2": "4.5e-4"}
-KB = {"NH3": "1.8e-5", "CH3NH2": "4.4e-4", "C5H5N": "1.7e-9", "C6H5NH2": "4.3e-10"}
-DIPROTIC = {"H2CO3": ("4.3e-7", "4.8e-11"), "H2SO3": ("1.5e-2", "6.3e-8"), "H2C2O4": ("5.6e-2", "1.5e-4")}
-ATOMS = "H 1.008 C 12.011 N 14.007 O 15.999 Na 22.990 Mg 24.305 Al 26.982 S 32.06 Cl 35.45 K 39.098 Fe 55.845"
-MASSES = {name: Fraction(mass) for name, mass in re.findall(r"([A-Z]\S*) (\S+)", ATOMS)}  # g/mol
-REACTIONS = (
-    *("2 H2 + O2 -> 2 H2O", "N2 + 3 H2 -> 2 NH3", "CH4 + 2 O2 -> CO2 + 2 H2O", "C3H8 + 5 O2 -> 3 CO2 + 4 H2O"),
-    *("2 Mg + O2 -> 2 MgO", "2 Na + Cl2 -> 2 NaCl", "2 Al + Fe2O3 -> Al2O3 + 2 Fe", "4 NH3 + 5 O2 -> 4 NO + 6 H2O"),
-    *("2 SO2 + O2 -> 2 SO3", "2 K + Cl2 -> 2 KCl", "Fe2O3 + 3 CO -> 2 Fe + 3 CO2", "4 Al + 3 O2 -> 2 Al2O3"),
-)
+DATA = table("chemistry.yaml")
+MASSES = {name: Fraction(mass) for name, mass in DATA["masses"].items()}  # g/mol
+REACTIONS = DATA["reactions"]
 KINDS = {"strong": 1.0, "weak": 2.0, "buffer": 3.0, "diprotic": 4.0, "stoichiometry": 3.0}  # and their difficulty
 ASK = "What is the pH at 25 °C (Kw = 1.0e-14), to two decimals? Write only the number between <answer> and </answer>."
 
@@ -64,14 +57,14 @@ def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, float | str]
     amount, salt = (f"{rng.randint(10, 99) / 10}e-{rng.randint(1, most)}" for _ in "ab")
     c = float(amount)
     if kind == "strong":
-        name = rng.choice(STRONG)
+        name = rng.choice(DATA["strong"])
         what, value = f"the strong electrolyte {name}", ph(c if "OH" in name else -c)
     elif kind == "diprotic":
-        name, (first, second) = rng.choice(list(DIPROTIC.items()))
+        name, (first, second) = rng.choice(list(DATA["diprotic"].items()))
         what, value = f"{name} (Ka1 = {first}, Ka2 = {second})", ph(0.0, c, 0, [float(first), float(second)])
     else:
         acid = rng.random() < 0.5
-        name, constant = rng.choice(list((KA if acid else KB).items()))
+        name, constant = rng.choice(list(DATA["ka" if acid else "kb"].items()))
         added, ka = float(salt) * (kind == "buffer"), float(constant) if acid else KW / float(constant)
         value = ph(added if acid else -added, c + added, 0 if acid else 1, [ka])
         what = f"the weak {'acid' if acid else 'base'} {name} ({'Ka' if acid else 'Kb'} = {constant})"

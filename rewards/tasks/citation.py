@@ -3,22 +3,11 @@
 import random
 from dataclasses import dataclass
 
+from rewards.puzzle import table
 from rewards.tasks.base import Generator, number
 from rewards.types import Problem
 
-NAMES = "Ada Bruno Clio Dario Edda Falk Greta Hugo Ines Jonas Kaja Leif Mira Nils Olga Piet Runa Sven Tilda Ulf Wanda"
-PLACES = "Arvik Belmora Cardun Dorsel Elvane Fenmark Gorlice Halden Istria Jorvik Kelmar Lorne Morven Nesk"
-TRADES = "baker cartographer dentist florist glazier historian lawyer mason nurse painter surveyor tailor weaver"
-THINGS = "bridge clock garden harbour library mill museum observatory school theatre tower windmill"
-YEARS, AGES = (" ".join(map(str, years)) for years in (range(1850, 1990), range(41, 99)))
-FACTS = (  # a sentence, {} in it the answer, and the question
-    ("{name} was born in {}.", "Where was {name} born?", PLACES),
-    ("{name} is buried in {}.", "Where is {name} buried?", PLACES),
-    ("By trade {name} was a {}.", "What was {name}'s trade?", TRADES),
-    ("{name} is remembered for the {}.", "What is {name} remembered for?", THINGS),
-    ("In the year {} {name} moved away.", "In which year did {name} move?", YEARS),
-    ("{name} lived to the age of {}.", "To what age did {name} live?", AGES),
-)
+DATA = table("citation.yaml")
 ASK = (
     "Quote the sentence that shows it word for word, in double quotes and followed by the document's number, as in "
     '"…" [1]; then write only the answer between <answer> and </answer>.'
@@ -34,7 +23,7 @@ class Citation(Generator):
 
     def draw(self, rng: random.Random) -> Problem:
         count = rng.randint(*self.documents)
-        told = [_tell(name, rng) for name in rng.sample(NAMES.split(), count)]
+        told = [_tell(name, rng) for name in rng.sample(DATA["names"].split(), count)]
         documents = [" ".join(sentence for sentence, _, _ in facts) for facts in told]
         cited = rng.randrange(count)
         evidence, question, answer = rng.choice(told[cited])
@@ -50,6 +39,6 @@ class Citation(Generator):
 
 def _tell(name: str, rng: random.Random) -> list[tuple[str, str, str]]:
     """[(sentence, question, answer)] of three to six facts about a person."""
-    facts = rng.sample(FACTS, rng.randint(3, 6))
-    answers = [rng.choice(words.split()) for _, _, words in facts]
+    facts, words = rng.sample(DATA["facts"], rng.randint(3, 6)), DATA["words"]
+    answers = [str(rng.choice(words[of].split() if isinstance(of, str) else range(*of))) for _, _, of in facts]
     return [(s.format(a, name=name), q.format(name=name), a) for (s, q, _), a in zip(facts, answers, strict=True)]
