@@ -1,8 +1,5 @@
-"""The Sampler without vLLM: batched generation with transformers, bit-exact on repetition.
-
-What makes it so: requests of one moment are batched in order of arrival and length alone, each row draws from a
-generator of its own, and one thread runs one batch at a time.
-"""
+"""The Sampler without vLLM: batched generation with transformers, bit-exact on repetition: what is asked at once
+is batched by arrival and length alone, each row has its own draws, and one thread runs one batch at a time."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -11,23 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    DynamicCache,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from rewards.errors import Fault
 from rollout.client import check_fits
 from rollout.sampling import SamplingParams
 from rollout.types import Completion, FinishReason
-
-IDLE_TURNS = 3  # turns of the event loop without a new request before a batch is formed
-COMPACT_AT = 0.75  # rows leave the batch when this share or less is still going: each time costs a copy of the cache
 
 
 @dataclass
@@ -47,28 +35,18 @@ class _Row:
         """Whether it still wants tokens; a cancelled request leaves the batch."""
         return self.finish_reason is None and not self.future.cancelled()
 
-    def add(self, token: int, logprob: float) -> None:
-        self.token_ids.append(token)
-        self.logprobs.append(logprob)
-        if token in self.params.stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) == self.params.max_tokens:
-            self.finish_reason = "length"
-
 
 class TransformersSampler:
     """A rollout.types.Sampler over a transformers causal language model, which it owns from then on.
 
-    `context` is the longest prompt + completion in tokens, `pad_id` any id of the vocabulary (padding is masked),
-    `max_batch` the number of rows that decode together.
+    `context` and `max_batch` are in tokens and in rows that decode together, `pad_id` is any id of the vocabulary.
     """
 
     def __init__(self, model: Any, *, context: int, pad_id: int, max_batch: int = 64) -> None:
         self.version = -1
         self.context = context
         self._model = model.eval().requires_grad_(False)
-        self._pad_id = pad_id
-        self._max_batch = max_batch
+        self._pad_id, self._max_batch = pad_id, max_batch
         self._pending: list[_Row] = []
         self._flusher: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "sampler")  # its own: torch's thread pool is per calling thread
@@ -111,11 +89,20 @@ class TransformersSampler:
         batch: list[_Row] = []
         try:
             while self._pending:
-                await self._settled()
+                seen, idle = len(self._pending), 0
+                while idle < 3:
+                    await asyncio.sleep(0)
+                    idle = idle + 1 if len(self._pending) == seen else 0
+                    seen = len(self._pending)
                 batch, self._pending = self._pending, []
                 batch.sort(key=lambda row: len(row.prompt))  # alike in length: less padding
                 for start in range(0, len(batch), self._max_batch):
-                    await self._run(batch[start : start + self._max_batch])
+                    rows = [row for row in batch[start : start + self._max_batch] if row.going]
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, rows)
+                    for row in rows:
+                        if row.finish_reason is not None and not row.future.done():
+                            done = Completion(row.token_ids, row.logprobs, row.finish_reason, self.version)
+                            row.future.set_result(done)
         except Exception as error:
             for row in batch + self._pending:
                 if not row.future.done():
@@ -126,20 +113,6 @@ class TransformersSampler:
             self._pending = []
             self._flusher = None
 
-    async def _settled(self) -> None:
-        seen, idle = len(self._pending), 0
-        while idle < IDLE_TURNS:
-            await asyncio.sleep(0)
-            idle = idle + 1 if len(self._pending) == seen else 0
-            seen = len(self._pending)
-
-    async def _run(self, batch: list[_Row]) -> None:
-        rows = [row for row in batch if row.going]
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._generate, rows)
-        for row in rows:
-            if row.finish_reason is not None and not row.future.done():
-                row.future.set_result(Completion(row.token_ids, row.logprobs, row.finish_reason, self.version))
-
     @torch.inference_mode()
     def _generate(self, rows: list[_Row]) -> None:
         """Decode rows [B] together until each has finished."""
@@ -148,7 +121,7 @@ class TransformersSampler:
         for row in rows:
             generator = torch.Generator().manual_seed(row.params.seed)
             row.uniforms = torch.rand(row.params.max_tokens, generator=generator, dtype=torch.float64).tolist()
-        cache = DynamicCache(config=self._model.config)
+        cache = transformers.DynamicCache(config=self._model.config)
         prompts = [torch.tensor(row.prompt, device=self._model.device) for row in rows]
         masks = [torch.ones_like(prompt) for prompt in prompts]
         # Both [B, T]; padded on the left, so that all rows go on at the same column.
@@ -161,7 +134,7 @@ class TransformersSampler:
             going = [b for b, row in enumerate(rows) if row.going]
             if not going:
                 return
-            if len(going) <= COMPACT_AT * len(rows):
+            if len(going) <= 0.75 * len(rows):  # not at every row that ends: each time costs a copy of the cache
                 keep = torch.tensor(going, dtype=torch.long, device=mask.device)
                 rows, tokens, mask = [rows[b] for b in going], tokens[keep], mask[keep]
                 cache.batch_select_indices(keep)
@@ -184,32 +157,34 @@ def sample_rows(logits: Tensor, rows: list[_Row]) -> Tensor:
     chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
     for row, token, logprob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
         if row.finish_reason is None:
-            row.add(token, logprob)
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            if token in row.params.stop_ids:
+                row.finish_reason = "stop"
+            elif len(row.token_ids) == row.params.max_tokens:
+                row.finish_reason = "length"
     return tokens
 
 
 def processed_logprobs(logits: Tensor, rows: list[_Row]) -> Tensor:
     """Log-probabilities [B, V] of the distribution that is sampled from: what vLLM calls `processed_logprobs`.
 
-    Its order of steps too: penalties, temperature (1 where it is 0: greedy takes the argmax), min_p, top_k, top_p.
+    Its order of steps too: penalties (repetition over prompt and completion, the others over the completion),
+    temperature (1 where it is 0: greedy takes the argmax, which survives every cut), min_p, top_k, top_p.
     """
     temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
     scaled = logits / temperatures[:, None]
     for b, row in enumerate(rows):
-        if not row.params.plain:
-            scaled[b] = _shaped(logits[b], row)
+        params = row.params
+        if params.plain:
+            continue
+        seen = torch.tensor([row.prompt + row.token_ids], device=logits.device)
+        scores = transformers.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[b, None])
+        counts = torch.bincount(seen[0, len(row.prompt) :], minlength=logits.shape[1])
+        scores = scores - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+        if params.temperature > 0:
+            scores = transformers.MinPLogitsWarper(params.min_p)(None, scores / params.temperature)
+            scores = transformers.TopKLogitsWarper(params.top_k)(None, scores) if params.top_k > 0 else scores
+            scores = transformers.TopPLogitsWarper(params.top_p)(None, scores) if params.top_p < 1 else scores
+        scaled[b] = scores[0]
     return scaled.log_softmax(-1)
-
-
-def _shaped(logits: Tensor, row: _Row) -> Tensor:
-    """One row [V] with its penalties (repetition over prompt and completion, the others over the completion), tempered
-    and cut off (-inf) by min_p, top_k and top_p."""
-    params, seen = row.params, torch.tensor([row.prompt + row.token_ids], device=logits.device)
-    scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits[None])
-    counts = torch.bincount(seen[0, len(row.prompt) :], minlength=logits.numel())
-    scores = scores - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
-    if params.temperature == 0:  # the argmax survives every cut
-        return scores[0]
-    scores = MinPLogitsWarper(params.min_p)(None, scores / params.temperature)
-    scores = TopKLogitsWarper(params.top_k)(None, scores) if params.top_k > 0 else scores
-    return (TopPLogitsWarper(params.top_p)(None, scores) if params.top_p < 1 else scores)[0]

@@ -65,10 +65,8 @@ def record_batches(sampler: TransformersSampler) -> list[int]:
 
 def a_row(uniforms: list[float] | None = None, made: list[int] | None = None, **options: Any) -> _Row:
     loop = asyncio.new_event_loop()
-    row = _Row([1, 2], params(**options), loop.create_future(), uniforms or [0.5] * 12)
+    row = _Row([1, 2], params(**options), loop.create_future(), uniforms or [0.5] * 12, made or [])
     loop.close()
-    for token in made or []:
-        row.add(token, -1.0)
     return row
 
 
@@ -97,7 +95,8 @@ class TestDraws:
         assert rows[0].logprobs == [pytest.approx(np.log(0.7), abs=1e-6)]  # at temperature 1, as vLLM's
 
     def test_a_finished_row_takes_nothing(self) -> None:
-        row = a_row(max_tokens=1, made=[3])
+        row = a_row([0.9, 0.1], max_tokens=1)
+        sample_rows(self.LOGITS[None], [row])
         sample_rows(self.LOGITS[None], [row])
         assert (row.token_ids, row.finish_reason) == ([3], "length")
 
