@@ -1,6 +1,7 @@
 """Crosswords and poems: any answer that keeps the rules is right, whatever the reference says."""
 
 import re
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -34,12 +35,9 @@ def poem(response: str, problem: Problem) -> Score:
     """Whether a poem keeps the rules in `meta`: lines, and as asked words, acrostic, syllables (of each line), rhyme
     (ABAB). Every word must be in the pronouncing dictionary: of others nobody can tell the syllables.
     """
-    sounds("")  # loads the dictionary in the pool's warm-up call, not on the clock of the first item
+    syllables([""])  # loads the dictionary in the pool's warm-up call, not on the clock of the first item
     answer = read_answer(response, problem)
-    if not answer or len(answer) > MAX_ANSWER:
-        return _score(answer, "too long an answer")
-    lines = [_WORD.findall(line) for line in answer.lower().replace("\u2019", "'").splitlines() if line.strip()]
-    return _score(answer, _fault(lines, problem.meta))
+    return _score(answer, next(_faults(answer or "", problem.meta), ""))
 
 
 def _score(answer: str | None, fault: str) -> Score:
@@ -48,47 +46,47 @@ def _score(answer: str | None, fault: str) -> Score:
     return Score(float(not fault), not fault, "wrong" if fault else "ok", detail=fault)
 
 
-def _fault(lines: list[list[str]], rules: dict[str, Any]) -> str:
-    """The first rule that is broken, "" where none is."""
+def _faults(text: str, rules: dict[str, Any]) -> Iterator[str]:
+    """The rules that are broken, in the order in which they make sense."""
+    from pronouncing import phones_for_word
+
+    if len(text) > MAX_ANSWER:
+        yield "too long an answer"
+    lines = [_WORD.findall(line) for line in text.lower().replace("\u2019", "'").splitlines() if line.strip()]
     words = [word for line in lines for word in line]
     if len(lines) != rules["lines"] or any(len(line) < MIN_WORDS for line in lines):
-        return f"not {rules['lines']} lines of {MIN_WORDS} words or more"
+        yield f"not {rules['lines']} lines of {MIN_WORDS} words or more"
     if len(set(map(tuple, lines))) < len(lines):
-        return "a line is repeated"
+        yield "a line is repeated"
     if missing := sorted(set(rules.get("words", ())) - set(words)):
-        return f"without {', '.join(missing)}"
+        yield f"without {', '.join(missing)}"
     if (initials := "".join(line[0][0] for line in lines)) != rules.get("acrostic", initials):
-        return f"its first letters are {initials}"
-    if strange := [word for word in words if not sounds(word)]:
-        return f"{strange[0]!r} is not in the pronouncing dictionary"
+        yield f"its first letters are {initials}"
+    if strange := [word for word in words if not phones_for_word(word)]:
+        yield f"{strange[0]!r} is not in the pronouncing dictionary"
     for line, count in zip(lines, rules.get("syllables", ()), strict=False):
         if count not in syllables(line):
-            return f"{' '.join(line)!r} has {min(syllables(line))} syllables, not {count}"
+            yield f"{' '.join(line)!r} has {min(syllables(line))} syllables, not {count}"
     scheme = rules.get("rhyme", "")
-    groups = [[line[-1] for line, mark in zip(lines, scheme, strict=False) if mark == letter] for letter in set(scheme)]
-    return next((f"{', '.join(group)} do not rhyme" for group in groups if not rhymes(group)), "")
+    for letter in set(scheme):
+        group = [line[-1] for line, mark in zip(lines, scheme, strict=False) if mark == letter]
+        if not rhymes(group):
+            yield f"{', '.join(group)} do not rhyme"
 
 
 def rhymes(words: list[str]) -> bool:
     """Whether the words differ and share a rhyme."""
-    from pronouncing import rhyming_part
+    from pronouncing import phones_for_word, rhyming_part
 
-    parts = [set(map(rhyming_part, sounds(word))) for word in words]
+    parts = [set(map(rhyming_part, phones_for_word(word))) for word in words]
     return len(set(words)) == len(words) and bool(set.intersection(*parts))
 
 
 def syllables(words: list[str]) -> set[int]:
-    """The counts that a line can have: some words have several pronunciations."""
-    from pronouncing import syllable_count
+    """The counts that a line can have: some words have several pronunciations, those not in the dictionary none."""
+    from pronouncing import phones_for_word, syllable_count
 
     counts = {0}
     for word in words:
-        counts = {count + syllable_count(sound) for count in counts for sound in sounds(word)}
+        counts = {count + syllable_count(sound) for count in counts for sound in phones_for_word(word)}
     return counts
-
-
-def sounds(word: str) -> list[str]:
-    """The pronunciations of a word; none where the dictionary lacks it."""
-    from pronouncing import phones_for_word
-
-    return phones_for_word(word)

@@ -1,7 +1,7 @@
-"""reasoning-gym's puzzles: is the answer fully right?
+"""reasoning-gym's puzzles: is the answer fully right? puzzles.yaml has a line for each data set.
 
 The library's own scorers are called only behind a strict pattern, and never where they execute the answer or can be
-gamed; such data sets, and all that compare texts or numbers, are judged here. puzzles.yaml has a line for each.
+gamed; such data sets, and all that compare texts or numbers, are judged here.
 """
 
 import functools
@@ -11,19 +11,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from rewards.answer import after_thinking, final_answer, with_open_tag
 from rewards.countdown import countdown
 from rewards.equality import as_text, number
 from rewards.errors import BadInput, nearest, one_line
+from rewards.formula import integrates, same_polynomial
 from rewards.types import Problem, Score
 
 OFF = "gym: tasks are off: reasoning-gym is not installed; try make setup, or pip install 'ponder-rl[gym]'"
 ROUNDING = 1e-9
-_FENCE = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
-_FACTOR = re.compile(r"\d+")
 _ROLE = re.compile(r"\b([a-z]+) is an? ([a-z]+)\b")
 
 
@@ -50,10 +52,7 @@ class Case(NamedTuple):
     gold: str
     problem: Problem
     rule: Rule
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        return self.problem.meta["metadata"]
+    metadata: dict[str, Any]  # the library's
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class Puzzle:
             make_dataset(self.dataset, "{}")
 
     def __call__(self, response: str, problem: Problem) -> Score:
-        rule = rules().get(problem.meta.get("dataset", ""))
-        if rule is None:
+        if (rule := rules().get(problem.meta.get("dataset", ""))) is None:
             raise BadInput(
                 f"problem {problem.id!r} names no data set of reasoning-gym; the reward gym is for gym: tasks"
             )
@@ -81,7 +79,7 @@ class Puzzle:
         answer = read_answer(response, problem, lines="\n" in gold)
         if not answer or len(answer) > rule.most:
             return Score(0.0, False, "unparsed", detail="too long an answer" if answer else "no final answer")
-        case = Case(answer, gold, problem, rule)
+        case = Case(answer, gold, problem, rule, problem.meta["metadata"])
         fits = not rule.like or re.fullmatch(rule.like, answer) is not None
         if fits and CHECKS[rule.check](case):
             return Score(1.0, True, "ok")
@@ -92,20 +90,17 @@ class Puzzle:
 @functools.cache
 def table(name: str) -> Any:
     """A data file of this package."""
-    import yaml
-
     return yaml.safe_load(Path(__file__).with_name(name).read_text())
 
 
 @functools.cache
 def rules() -> dict[str, Rule]:
-    """Every data set by name."""
     return {name: Rule(**line) for name, line in table("puzzles.yaml").items()}
 
 
 def read_answer(response: str, problem: Problem, lines: bool = True) -> str | None:
-    """What stands in <answer> tags, as it is; else the final answer, or all of the answer part where the answer has
-    several `lines`. Without a code fence. Different tagged answers are a hedge: None.
+    """What <answer> tags hold, without a code fence; else the final answer, or the whole answer part where it may have
+    several `lines`. None where there is none, or a hedge between different tagged ones.
     """
     response = with_open_tag(response, problem.prompt)
     text = after_thinking(response)
@@ -116,7 +111,7 @@ def read_answer(response: str, problem: Problem, lines: bool = True) -> str | No
     if len(found) > 1:
         return None
     answer = found.pop() if found else text.strip() if lines and "\\boxed" not in text else final_answer(response)
-    fenced = _FENCE.fullmatch(answer or "")
+    fenced = re.fullmatch(r"```\w*\n(.*)\n```", answer or "", re.DOTALL)
     return fenced[1].strip() if fenced else answer
 
 
@@ -134,14 +129,10 @@ def _lines(text: str) -> list[list[str]]:
 def _same(answer: Any, gold: Any, rule: Rule) -> bool:
     """Equal lists and words, numbers as the rule allows."""
     if isinstance(gold, list):
-        fits = isinstance(answer, list) and len(answer) == len(gold)
-        return fits and all(_same(a, b, rule) for a, b in zip(answer, gold, strict=True))
+        return isinstance(answer, list) and len(answer) == len(gold) and all(map(_same, answer, gold, repeat(rule)))
     if isinstance(gold, dict):
-        return (
-            isinstance(answer, dict)
-            and answer.keys() == gold.keys()
-            and all(_same(answer[k], gold[k], rule) for k in gold)
-        )
+        fits = isinstance(answer, dict) and answer.keys() == gold.keys()
+        return fits and all(_same(answer[key], gold[key], rule) for key in gold)
     answer, gold = str(answer), str(gold)
     left, right = number(answer), number(gold)
     if left is None or right is None:
@@ -163,21 +154,6 @@ def _json(case: Case) -> bool:
     except ValueError:
         return _text(case)
     return _same(mine, gold, case.rule)
-
-
-def _expression(case: Case) -> bool:
-    """Any expression of exactly these numbers with this value."""
-    meta = {"numbers": case.metadata["numbers"], "target": case.metadata.get("target", 24)}
-    return countdown(f"<answer>{case.answer}</answer>", replace(case.problem, meta=meta)).correct
-
-
-def _formula(case: Case) -> bool:
-    """Any antiderivative of an integrand; else the polynomial, multiplied out."""
-    from rewards.formula import integrates, same_polynomial
-
-    if "integrand" in case.metadata:
-        return integrates(case.answer, case.metadata["integrand"], case.metadata["variable"])
-    return same_polynomial(case.answer, case.gold)
 
 
 def _roles(case: Case) -> bool:
@@ -241,10 +217,15 @@ CHECKS: dict[str, Callable[[Case], bool]] = {
     "number": _number,
     "json": _json,
     "integer": lambda case: int(case.answer, 0) == int(case.gold, 0),  # 0xff is 255
-    "factors": lambda case: sorted(_FACTOR.findall(case.answer)) == sorted(_FACTOR.findall(case.gold)),
-    "expression": _expression,
+    "factors": lambda case: sorted(re.findall(r"\d+", case.answer)) == sorted(re.findall(r"\d+", case.gold)),
+    "expression": lambda case: (
+        countdown(  # any of exactly these numbers with this value
+            f"<answer>{case.answer}</answer>", replace(case.problem, meta={"target": 24} | case.metadata)
+        ).correct
+    ),
+    "integral": lambda case: integrates(case.answer, case.metadata["integrand"], case.metadata["variable"]),
+    "polynomial": lambda case: same_polynomial(case.answer, case.gold),
     "roles": _roles,
     "survo": _survo,
-    "formula": _formula,
     "library": _library,
 }

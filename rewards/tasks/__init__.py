@@ -7,8 +7,8 @@ from rewards.tasks.arithmetic import Arithmetic
 from rewards.tasks.base import Generator, Task, build, check_names, parameters
 from rewards.tasks.chemistry import Chemistry
 from rewards.tasks.citation import Citation
+from rewards.tasks.constraint import Crossword, Poem
 from rewards.tasks.countdown import Countdown
-from rewards.tasks.crossword import Crossword
 from rewards.tasks.dataset import PREFIX, DataSet
 from rewards.tasks.decimals import Decimals
 from rewards.tasks.gym import PREFIX as GYM
@@ -16,7 +16,6 @@ from rewards.tasks.gym import gym_rows, load_gym
 from rewards.tasks.jsonl import Jsonl
 from rewards.tasks.letters import Letters
 from rewards.tasks.mixture import Mixture
-from rewards.tasks.poem import Poem
 from rewards.types import Problem
 
 GENERATORS: dict[str, type[Generator]] = {

@@ -14,14 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.errors import BadInput, Fault, nearest
+import yaml
+
+from rewards.errors import BadInput, Fault, nearest, one_line
 from rewards.pool import ONE_THREAD
-from rewards.puzzle import OFF, installed, rules
+from rewards.puzzle import OFF, Puzzle, installed, make_dataset, rules
 from rewards.tasks.base import Generator
 from rewards.types import Problem
+from rewards.worker import take_pipes
 
 PREFIX = "gym:"
 ASK = "\n\nWrite the final answer, in exactly the form that is asked for, between <answer> and </answer>."
+TRIES = 200
+SERVER = (sys.executable, "-P", "-c", "from rewards.tasks.gym import serve; serve()")
 _lock = threading.Lock()
 _running: list[subprocess.Popen[bytes]] = []  # the process that generates, started when first asked
 
@@ -39,16 +44,7 @@ class Gym(Generator):
         return {"use": "gym", "args": {"dataset": self.dataset}}
 
     def draw(self, rng: random.Random) -> Problem:
-        config = json.loads(self.config)
-        entry = ask(dataset=self.dataset, config=config, draw=rng.getrandbits(60))
-        return Problem(
-            id="",
-            task=PREFIX + self.dataset,
-            prompt=entry["question"] + ASK,
-            answer=entry["answer"],
-            key=" ".join(entry["question"].split()),
-            meta={"dataset": self.dataset, "config": config, "metadata": entry["metadata"]},
-        )
+        return Problem(**ask(dataset=self.dataset, config=self.config, draw=rng.getrandbits(60)))
 
     def gold(self, problem: Problem) -> str:
         return f"<answer>{problem.answer or ''}</answer>"  # boxnet and rush_hour have none
@@ -56,8 +52,6 @@ class Gym(Generator):
 
 def load_gym(spec: str, seed: int, given: Mapping[str, str]) -> Gym:
     """The task of a string `gym:NAME?parameter=value`; values are YAML. Raises BadInput for what the library lacks."""
-    import yaml
-
     name = spec.partition("?")[0].removeprefix(PREFIX)
     if name not in rules():
         hint = nearest(name, rules())
@@ -65,12 +59,12 @@ def load_gym(spec: str, seed: int, given: Mapping[str, str]) -> Gym:
     if not installed():
         raise BadInput(OFF)
     try:
-        config = {key: yaml.safe_load(text) for key, text in given.items()}
+        config = json.dumps({key: yaml.safe_load(text) for key, text in given.items()})
     except yaml.YAMLError:
         raise BadInput(f"task {spec!r}: its values are read as YAML: 3, true, [a, b]") from None
-    if config:
+    if given:
         ask(dataset=name, config=config, draw=0)  # refuses what the library refuses
-    return Gym(spec, seed, name, json.dumps(config))
+    return Gym(spec, seed, name, config)
 
 
 def gym_rows() -> list[dict[str, Any]]:
@@ -83,12 +77,11 @@ def gym_rows() -> list[dict[str, Any]]:
 
 
 def ask(**request: Any) -> dict[str, Any]:
-    """The generating process's reply. Raises BadInput for what it refuses, Fault where it dies."""
-    command = (sys.executable, "-P", "-m", "rewards.tasks.gym_server")
+    """What generate() says in the other process. Raises BadInput for what it refuses, Fault where it dies."""
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with _lock:
         if not _running or _running[0].poll() is not None:  # it ends with the pipe to it
-            _running[:] = [subprocess.Popen(command, env=os.environ | ONE_THREAD | {"PYTHONHASHSEED": "0"}, **pipes)]
+            _running[:] = [subprocess.Popen(SERVER, env=os.environ | ONE_THREAD | {"PYTHONHASHSEED": "0"}, **pipes)]
         stdin, stdout = _running[0].stdin, _running[0].stdout
         assert stdin is not None and stdout is not None  # noqa: PT018
         try:
@@ -100,3 +93,45 @@ def ask(**request: Any) -> dict[str, Any]:
     if "bad" in reply:
         raise BadInput(reply["bad"])
     return reply
+
+
+def serve() -> None:
+    """The process that generates: a JSON request a line in, a problem out, until the pipe ends."""
+    requests, replies = take_pipes()
+    for line in requests:
+        try:
+            reply = generate(**json.loads(line))
+        except BadInput as error:
+            reply = {"bad": str(error)}
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+
+
+def generate(dataset: str, config: str, draw: int) -> dict[str, Any]:
+    """The fields of a draw's problem: the first whose reference answer, if the data set has them, is judged right."""
+    source, place = make_dataset(dataset, config), rules()[dataset].reference
+    rng, last = random.Random(draw), ""
+    for _ in range(TRIES):
+        source.seed = source.config.seed = rng.getrandbits(31)
+        random.seed(source.seed)  # some draw from the generator that all share
+        try:
+            entry = source[rng.randrange(source.size)]
+            fields = {name: entry[name] for name in ("question", "answer", "metadata")}
+            question, answer, metadata = json.loads(json.dumps(fields, default=_plain)).values()
+        except Exception as error:  # the library gives up on some seeds
+            last = f"{type(error).__name__}: {error}"
+            continue
+        answer = {**metadata, "answer": answer}.get(place)
+        answer = answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+        meta = {"dataset": dataset, "config": json.loads(config), "metadata": metadata}
+        problem = Problem("", PREFIX + dataset, question + ASK, answer, " ".join(question.split()), meta=meta)
+        if not place or Puzzle()(f"<answer>{answer}</answer>", problem).correct:
+            return vars(problem)
+        last = f"its reference answer {answer!r} is not right"
+    raise BadInput(one_line(f"task 'gym:{dataset}': no problem in {TRIES} draws; {last}"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -10,7 +10,7 @@ import pytest
 from rewards.constraint import crossword, poem, rhymes, slots, syllables
 from rewards.puzzle import table
 from rewards.tasks import load_task
-from rewards.tasks.crossword import fill
+from rewards.tasks.constraint import fill
 from rewards.types import Problem, Score, Split
 
 RING = ["...", ".#.", "..."]
