@@ -1,7 +1,5 @@
 """A measured accuracy, its uncertainty, and gains of it with the verdict on them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +11,6 @@ Array = NDArray[np.floating[Any]]
 Interval = tuple[float, float]
 Verdict = Literal["rising", "saturated", "undecided"]
 
-DRAWS = 1000
 QUANTILES = (0.025, 0.975)
 SMALL_GAIN = 0.05  # an axis is saturated where the interval of what it added last lies below this
 
@@ -43,7 +40,6 @@ class Accuracy:
         return self._binomial / self.variance
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of a point or a cell as `ponder scaling --json` prints them."""
         return {"accuracy": self.value, "ci95": self.ci95, "n_problems": self.problems}
 
     @property
@@ -76,11 +72,11 @@ def means(accuracies: Sequence[Accuracy]) -> tuple[Array, Array]:
     return np.array([a.value for a in accuracies]), np.array([a.variance**0.5 for a in accuracies])
 
 
-def resample(accuracies: Sequence[Accuracy], draws: int = DRAWS) -> Array:
-    """[draws, n] accuracies as other problems would have given them.
+def resample(accuracies: Sequence[Accuracy], draws: int = 1000) -> Array:
+    """[draws, n] accuracies as other problems would have given them: independent normals where no outcomes are told.
 
-    A bootstrap over problems, drawn once for all n points, so that what makes a problem hard moves them together
-    (Efron & Tibshirani 1993, chapter 8). Without outcomes: independent normals with the points' own variances.
+    Else a bootstrap over problems (Efron & Tibshirani 1993, chapter 8), drawn once for all n points: what makes a
+    problem hard moves them together.
     """
     rng = np.random.default_rng(0)
     told = [a.outcomes for a in accuracies if a.outcomes is not None]

@@ -1,7 +1,5 @@
 """Both axes of a run: read, fitted, judged, said in words and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +28,11 @@ def read_axes(paths: Sequence[Path], x: str = "flops") -> Axes:
     thinkers = [policy for policy in policies if policy.caps]
     several = any(len(thinker.caps) > 1 or thinker.samples for thinker in thinkers)
     if not train and not several:
-        named = " ".join(map(str, paths))
-        raise BadInput(f"{named}: one point makes no axis; set eval.every or eval.budgets in the run")
-    thinking = measure_thinking(thinkers) if several else None
-    return Axes(replace(train[0], seeds=tuple(train[1:])) if train else None, thinking)
+        raise BadInput(
+            f"{' '.join(map(str, paths))}: one point makes no axis; set eval.every or eval.budgets in the run"
+        )
+    first = replace(train[0], seeds=tuple(train[1:])) if train else None
+    return Axes(first, measure_thinking(thinkers) if several else None)
 
 
 def summarise(axes: Axes) -> list[str]:

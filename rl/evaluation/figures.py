@@ -1,7 +1,5 @@
 """The two axes as pictures. Figures are made without pyplot: no state, no display."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path

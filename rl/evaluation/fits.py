@@ -1,7 +1,5 @@
 """The two curves that are fitted: accuracy over compute, and pass@k over k."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

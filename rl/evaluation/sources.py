@@ -1,7 +1,5 @@
 """Run directories and evaluation files -> points of both axes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

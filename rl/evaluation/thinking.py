@@ -1,7 +1,5 @@
 """The thinking axis: accuracy against tokens spent a problem, by a cap on thinking and by more samples."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -39,7 +37,6 @@ class Thinker:
 
     @property
     def direct(self) -> Cell | None:
-        """The cell that answers at once."""
         return next((cell for cell in self.cells if cell.prompt == "direct"), None)
 
     @property
@@ -60,20 +57,10 @@ class Thinker:
         rates = fit_rates(cell.accuracy.outcomes) if cell.accuracy.outcomes is not None else None
         reach = BEYOND * most if rates else most
         return [
-            {
-                "k": k,
-                "tokens": k * cell.tokens,
-                "derived": pass_at(k, *rates) if rates else None,
-                "unbiased": cell.pass_at.get(k),
-                "majority": cell.majority_at.get(k),
-            }
+            {"k": k, "tokens": k * cell.tokens, "derived": pass_at(k, *rates) if rates else None}
+            | {"unbiased": cell.pass_at.get(k), "majority": cell.majority_at.get(k)}
             for k in sorted({*cell.pass_at, *(2**i for i in range(reach.bit_length()))})
         ]
-
-    def row(self, cell: Cell) -> dict[str, Any]:
-        """One of the cells as JSON."""
-        place = {"policy": self.name, "prompt": cell.prompt, "budget": cell.budget, "tokens": cell.tokens}
-        return place | cell.accuracy.to_json()
 
 
 @dataclass(frozen=True)
@@ -113,21 +100,24 @@ class ThinkingAxis:
 
     def to_json(self) -> dict[str, Any]:
         """As `ponder scaling --json` prints it."""
+
+        def row(policy: str, cell: Cell) -> dict[str, Any]:
+            place = {"policy": policy, "prompt": cell.prompt, "budget": cell.budget, "tokens": cell.tokens}
+            return place | cell.accuracy.to_json()
+
+        doublings = [
+            {"caps": [cap.budget, twice.budget], "tokens": [cap.tokens, twice.tokens], **asdict(added)}
+            for cap, twice, added in self.doublings
+        ]
         return {
-            "points": [thinker.row(cell) for thinker in self.thinkers for cell in thinker.caps],
-            "direct": [thinker.row(thinker.direct) for thinker in self.thinkers if thinker.direct],
+            "points": [row(thinker.name, cell) for thinker in self.thinkers for cell in thinker.caps],
+            "direct": [row(thinker.name, thinker.direct) for thinker in self.thinkers if thinker.direct],
             "samples": [{"policy": thinker.name} | point for thinker in self.thinkers for point in thinker.samples],
             "policy": self.thinkers[-1].name,
             "doublings": len(self.counted),
-            "doubling_list": [
-                {"caps": [cap.budget, twice.budget], "tokens": [cap.tokens, twice.tokens], **asdict(added)}
-                for cap, twice, added in self.doublings
-            ],
+            "doubling_list": doublings,
             "tail": self.tail and asdict(self.tail),
-            "saturated_at": self.saturated_at,
-            "verdict": self.verdict,
-            "words": self.words,
-        }
+        } | {"saturated_at": self.saturated_at, "verdict": self.verdict, "words": self.words}
 
 
 def measure_thinking(thinkers: list[Thinker]) -> ThinkingAxis:

@@ -1,7 +1,5 @@
 """The training axis: accuracy against training compute, fitted on its first half and checked on its second."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -82,7 +80,7 @@ class TrainAxis:
     slope: Gain | None  # of the last third
     verdict: Verdict
     bottleneck: str | None  # None while rising
-    seeds: tuple[TrainAxis, ...] = ()  # the runs beside this one
+    seeds: "tuple[TrainAxis, ...]" = ()  # the runs beside this one
 
     @property
     def words(self) -> str:
@@ -104,23 +102,15 @@ class TrainAxis:
 
     def to_json(self) -> dict[str, Any]:
         """As `ponder scaling --json` prints it."""
-        fit = None
+        points = [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points]
+        found: dict[str, Any] = {"run": self.name, "x": self.x, "points": points, "fit": None}
         if self.prediction is not None:
-            ceilings = np.array([draw.ceiling for draw in self.prediction.draws])
-            fit = {"points": self.split, **asdict(self.prediction.fit), "ceiling_ci95": interval(ceilings)}
-        return {
-            "run": self.name,
-            "x": self.x,
-            "points": [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points],
-            "fit": fit,
-            "inside": self.inside,
-            "band_at_end": self.band_at_end,
-            "slope_last_third": self.slope and asdict(self.slope),
-            "verdict": self.verdict,
-            "bottleneck": self.bottleneck,
-            "words": self.words,
-            "seeds": [seed.to_json() for seed in self.seeds],
-        }
+            ceilings = interval(np.array([draw.ceiling for draw in self.prediction.draws]))
+            found["fit"] = {"points": self.split, **asdict(self.prediction.fit), "ceiling_ci95": ceilings}
+        found |= {"inside": self.inside, "band_at_end": self.band_at_end}
+        found |= {"slope_last_third": self.slope and asdict(self.slope), "verdict": self.verdict}
+        found |= {"bottleneck": self.bottleneck, "words": self.words}
+        return found | {"seeds": [seed.to_json() for seed in self.seeds]}
 
 
 def measure_training(run: Run, x: str = "flops") -> TrainAxis:
@@ -142,17 +132,16 @@ def measure_training(run: Run, x: str = "flops") -> TrainAxis:
         slope = measure_slope(compute, accuracies)
         verdict = slope.verdict
     bottleneck = None if verdict == "rising" else name_bottleneck(run.rows, run.config)
-    return TrainAxis(
-        run.name, x, points, compute, accuracies, split, prediction, inside, band_at_end, slope, verdict, bottleneck
-    )
+    found = (prediction, inside, band_at_end, slope, verdict, bottleneck)
+    return TrainAxis(run.name, x, points, compute, accuracies, split, *found)
 
 
 def predict(compute: Array, accuracies: list[Accuracy]) -> Prediction:
     """Fit points [n] from the base (compute 0, first) on, and fit their resamples; R0 is the measured base."""
     values, spread = means(accuracies)
     fit = fit_curve(compute, values, spread, values[0])
-    scatter = excess_scatter(((values - fit.at(compute)) / spread)[1:], parameters=3)
-    resampled = _scattered(resample(accuracies, FIT_DRAWS), spread, scatter)
+    residuals = ((values - fit.at(compute)) / spread)[1:]
+    scatter, resampled = resample_scattered(accuracies, residuals, parameters=3, draws=FIT_DRAWS)
     draws = tuple(fit_curve(compute, row, spread, float(row[0]), near=fit) for row in resampled)
     return Prediction(fit, draws, scatter)
 
@@ -163,23 +152,23 @@ def measure_slope(compute: Array, accuracies: list[Accuracy]) -> Gain:
     last, x = accuracies[-third:], np.log2(compute[-third:])
     values, spread = means(last)
     slope, level = np.polyfit(x, values, 1, w=1 / spread)
-    scatter = excess_scatter((values - level - slope * x) / spread, parameters=2)
-    slopes = np.polyfit(x, _scattered(resample(last), spread, scatter).T, 1, w=1 / spread)[0]  # [draws]
+    _, resampled = resample_scattered(last, (values - level - slope * x) / spread, parameters=2)
+    slopes = np.polyfit(x, resampled.T, 1, w=1 / spread)[0]  # [draws]
     return Gain(float(slope * (x[-1] - x[0])), interval(slopes * (x[-1] - x[0])))
 
 
-def excess_scatter(residuals: Array, parameters: int) -> float:
-    """Root of chi2 / (n - parameters) of residuals [n] in standard deviations, at least 1 (Birge 1932).
+def resample_scattered(
+    accuracies: list[Accuracy], residuals: Array, parameters: int, draws: int = 1000
+) -> tuple[float, Array]:
+    """The points' scatter, and resamples [draws, n] with what of it resampling problems can't give, as normal noise.
 
-    Above 1 where points differ by more than their problems explain: checkpoints differ, too.
+    Scatter: root of chi2 / (n - parameters) of residuals [n] in standard deviations, at least 1 (Birge 1932). Above 1
+    where points differ by more than their problems explain: checkpoints differ, too.
     """
-    return max(1.0, float(residuals @ residuals) / max(1, len(residuals) - parameters)) ** 0.5
-
-
-def _scattered(resampled: Array, spread: Array, scatter: float) -> Array:
-    """Resamples [draws, n] with the scatter that resampling problems can't give, as normal noise."""
+    scatter = max(1.0, float(residuals @ residuals) / max(1, len(residuals) - parameters)) ** 0.5
+    resampled, (_, spread) = resample(accuracies, draws), means(accuracies)
     noise = np.random.default_rng(2).standard_normal(resampled.shape)
-    return np.asarray(np.clip(resampled + noise * spread * (scatter**2 - 1) ** 0.5, 0, 1))
+    return scatter, np.asarray(np.clip(resampled + noise * spread * (scatter**2 - 1) ** 0.5, 0, 1))
 
 
 def name_bottleneck(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
@@ -187,6 +176,12 @@ def name_bottleneck(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
 
     Judged by means over the last third of a run's steps; NaN, which reaches no threshold, where nothing was logged.
     """
+
+    def mean(rows: Sequence[Row], key: str) -> float:
+        values = np.array([row.get(key) for row in rows], dtype=float)
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else math.nan
+
     third = max(1, len(rows) // 3)
     first, last = rows[:third], rows[-third:]
     chains = sum(row.get(f"samples/{status}") or 0 for row in last for status in STATUSES)
@@ -196,16 +191,10 @@ def name_bottleneck(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     bound = config.get("sync", {}).get("bound") or (1e-3 if low_precision else 1e-6)
     signals = [  # value, the threshold from which it is named, words
         (truncated / (chains or math.nan), 0.10, "chains cut at the token limit"),
-        (_mean(last, "groups/no_variance") / (problems or math.nan), 0.50, "groups whose chains all score alike"),
-        (1 - _mean(last, "entropy") / (_mean(first, "entropy") or math.nan), 0.75, "entropy lost since the start"),
-        (_mean(last, "mismatch_kl/fresh") / bound, 1.0, "mismatch of server and learner, in its bound"),
-        (_mean(last, "chain/repeated"), 0.20, "attempts that repeat an earlier one"),
+        (mean(last, "groups/no_variance") / (problems or math.nan), 0.50, "groups whose chains all score alike"),
+        (1 - mean(last, "entropy") / (mean(first, "entropy") or math.nan), 0.75, "entropy lost since the start"),
+        (mean(last, "mismatch_kl/fresh") / bound, 1.0, "mismatch of server and learner, in its bound"),
+        (mean(last, "chain/repeated"), 0.20, "attempts that repeat an earlier one"),
     ]
     named = [(value / least, f"{words} {100 * value:.0f} %") for value, least, words in signals if value >= least]
     return "; ".join(words for _, words in sorted(named, key=lambda pair: -pair[0])) or "none seen"
-
-
-def _mean(rows: Sequence[Row], key: str) -> float:
-    values = np.array([row.get(key) for row in rows], dtype=float)
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else math.nan

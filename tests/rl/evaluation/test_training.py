@@ -88,9 +88,12 @@ def test_an_uncertain_point_bends_the_slope_less() -> None:
 
 
 def test_scatter_worked_by_hand() -> None:
-    # 4 + 4 + 1 + 0 + 0 = 9 over 5 - 2
-    assert training.excess_scatter(np.array([2.0, -2.0, 1.0, 0.0, 0.0]), parameters=2) == pytest.approx(3**0.5)
-    assert training.excess_scatter(np.array([0.1, 0.2]), parameters=3) == 1.0
+    def scatter(*residuals: float, parameters: int) -> float:
+        points = [accuracy(None, 0.5, 256)] * len(residuals)
+        return training.resample_scattered(points, np.array(residuals), parameters)[0]
+
+    assert scatter(2.0, -2.0, 1.0, 0.0, 0.0, parameters=2) == pytest.approx(3**0.5)  # 4 + 4 + 1 = 9 over 5 - 2
+    assert scatter(0.1, 0.2, parameters=3) == 1.0
 
 
 @pytest.mark.parametrize(
