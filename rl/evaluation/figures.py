@@ -23,8 +23,6 @@ COLOURS = {  # Okabe and Ito's, told apart by colour-blind readers
 }  # fmt: skip
 BLUE, ORANGE, GREEN, RED, VIOLET, SKY, GREY = COLOURS.values()
 
-PAPER = mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
-
 
 def draw_figures(axes: Axes) -> dict[str, Figure]:
     """{train, thinking}: the picture of each axis that was measured."""
@@ -32,7 +30,7 @@ def draw_figures(axes: Axes) -> dict[str, Figure]:
     return figures | ({"thinking": thinking_figure(axes.thinking)} if axes.thinking else {})
 
 
-@mpl.rc_context(PAPER)
+@mpl.rc_context(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False))
 def save_figures(axes: Axes, folder: Path) -> list[Path]:
     """Write scaling-AXIS.png and .svg of each axis and return their paths. Raises BadInput where that can't be."""
     figures = draw_figures(axes).items()
@@ -49,7 +47,15 @@ def save_figures(axes: Axes, folder: Path) -> list[Path]:
 def train_figure(axis: TrainAxis) -> Figure:
     """Accuracy against training compute, the curve of the first half and what it foretold."""
     figure, plot = _new_figure("training compute", axis)
-    _draw_fit(plot, axis)
+    if axis.prediction is not None:  # solid over the points fitted, dashed with a band beyond
+        fit, seam, end = axis.prediction.fit, float(axis.compute[axis.split - 1]), float(axis.compute[-1])
+        known, ahead = np.linspace(0, seam, 100), np.linspace(seam, end, 60)
+        plot.plot(known, fit.at(known), color=BLUE, lw=1.6, label="fit")
+        if axis.inside is not None:
+            size = float(np.median([accuracy.size for accuracy in axis.accuracies]))
+            low, high = axis.prediction.band(ahead, np.full(len(ahead), size))
+            plot.plot(ahead, fit.at(ahead), color=BLUE, lw=1.6, ls="--")
+            plot.fill_between(ahead, low, high, color=BLUE, alpha=0.15, lw=0, label="predicted from it, 95 %")
     for part, inside, label in ((slice(axis.split), BLUE, "measured"), (slice(axis.split, None), "none", "held out")):
         if axis.accuracies[part]:
             _draw_points(plot, axis.compute[part], axis.accuracies[part], color=BLUE, mfc=inside, label=label)
@@ -77,8 +83,8 @@ def thinking_figure(axis: ThinkingAxis) -> Figure:
     bought = [(row["tokens"], row["accuracy"]) for row in shown["points"] + shown["direct"]]
     measured = [(row["tokens"], row[kind]) for row in shown["samples"] for kind in ("unbiased", "majority")]
     tokens, accuracy = np.array(sorted(bought + [pair for pair in measured if pair[1] is not None])).T
-    best = np.maximum.accumulate(accuracy)
-    plot.step(tokens, best, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
+    frontier = np.maximum.accumulate(accuracy)
+    plot.step(tokens, frontier, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
     if axis.verdict == "saturated" and axis.saturated_at is not None:
         plot.axvline(axis.saturated_at, color=GREY, lw=0.8, ls="--", zorder=0, label="saturated")
     plot.set_xscale("log", base=2)
@@ -90,11 +96,9 @@ def thinking_figure(axis: ThinkingAxis) -> Figure:
 
 
 def _new_figure(name: str, axis: TrainAxis | ThinkingAxis) -> tuple[Figure, Plot]:
-    """A titled figure and its one plot."""
     figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     plot = figure.add_subplot(ylim=(0, 1))
-    title = f"Accuracy against {name}: {axis.verdict}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(f"Accuracy against {name}: {axis.verdict}", x=0.01, ha="left", fontsize=12, fontweight="bold")
     plot.set_title(fill(axis.words, 115), loc="left", x=-0.07, fontsize=8, pad=8)
     return figure, plot
 
@@ -103,20 +107,6 @@ def _draw_points(plot: Plot, x: Any, accuracies: Sequence[Accuracy], fmt: str = 
     """At `x` [n], with their intervals."""
     values, (low, high) = np.array([a.value for a in accuracies]), np.array([a.ci95 for a in accuracies]).T
     plot.errorbar(x, values, yerr=[values - low, high - values], fmt=fmt, ms=4, elinewidth=0.8, capsize=2, **style)
-
-
-def _draw_fit(plot: Plot, axis: TrainAxis) -> None:
-    """Solid over the points fitted, dashed with a band beyond."""
-    if axis.prediction is None:
-        return
-    fit, seam, end = axis.prediction.fit, float(axis.compute[axis.split - 1]), float(axis.compute[-1])
-    known, ahead = np.linspace(0, seam, 100), np.linspace(seam, end, 60)
-    plot.plot(known, fit.at(known), color=BLUE, lw=1.6, label="fit")
-    if axis.inside is not None:
-        size = float(np.median([accuracy.size for accuracy in axis.accuracies]))
-        low, high = axis.prediction.band(ahead, np.full(len(ahead), size))
-        plot.plot(ahead, fit.at(ahead), color=BLUE, lw=1.6, ls="--")
-        plot.fill_between(ahead, low, high, color=BLUE, alpha=0.15, lw=0, label="predicted from it, 95 %")
 
 
 def _draw_thinkers(plot: Plot, thinkers: Sequence[Thinker]) -> None:

@@ -1,7 +1,5 @@
 """What a run directory holds, read for its report. Whatever is missing is None or empty, never an error."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 from rewards.errors import BadInput
 from rl.config import Config
-from rl.evaluation.sources import read_cells
+from rl.evaluation.axes import read_cells
 from rl.evaluator import headline
 from rl.metrics import Row, read_metrics
 from rl.rundir import RunDir, open_run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rewards.errors import BadInput
-from rl.evaluation.sources import read_cells, read_run, read_sources
+from rl.evaluation.axes import read_cells, read_run, read_sources
 from tests.rl.evaluation.synthetic import CAPS, cell, outcomes, write_cells, write_run
 
 
