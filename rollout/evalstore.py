@@ -27,16 +27,26 @@ class EvalStore:
         self.groups: dict[tuple[str, str], Group] = {}
         self._frames = 1  # with the request
         self._resumes = resume and path is not None and path.exists()
-        if path is not None and self._resumes:
-            _check_request(path, self.request)
-            store.truncate(path, sys.maxsize)  # a frame that was cut off while it was written
-            for self._frames, (_, groups) in enumerate(store.read(path), 1):
-                self._keep(groups)
+        if path is None or not self._resumes:
+            return
+        found = store.read_request(path)
+        if found is None:
+            raise BadInput(f"{path} holds no evaluation that can be gone on with; drop --resume to start anew")
+        for key in {**found, **self.request}:
+            if found.get(key) != self.request.get(key):
+                was, asked = json.dumps(found.get(key)), json.dumps(self.request.get(key))
+                raise BadInput(
+                    f"{path} was made with {key} {was}, not {asked}; drop --resume to start anew, or give another --out"
+                )
+        store.truncate(path, sys.maxsize)  # a frame that was cut off while it was written
+        for self._frames, (_, groups) in enumerate(store.read(path), 1):
+            self._keep(groups)
 
     def begin(self) -> None:
         """Right before the first question is asked: whatever stood in the file goes, unless it is gone on with."""
         if self.path is not None and not self._resumes:
-            store.SampleStore(self.path).begin(self.request)
+            self.path.unlink(missing_ok=True)
+            store.SampleStore(self.path).append(0, [], request=self.request)
 
     def unanswered(self, questions: Sequence[Question]) -> list[Question]:
         """The questions whose answers are not kept."""
@@ -72,15 +82,3 @@ async def answer_all(
             kept.add(await gather_all(examiner.ask(question, on_chain) for question in chunk))
 
     await gather_all(answer(chunk) for chunk in chunks if kept.unanswered(chunk))
-
-
-def _check_request(path: Path, request: dict[str, Any]) -> None:
-    found = store.read_request(path)
-    if found is None:
-        raise BadInput(f"{path} holds no evaluation that can be gone on with; drop --resume to start anew")
-    for key in {**found, **request}:
-        if found.get(key) != request.get(key):
-            raise BadInput(
-                f"{path} was made with {key} {json.dumps(found.get(key))}, not {json.dumps(request.get(key))}; "
-                "drop --resume to start anew, or give another --out"
-            )

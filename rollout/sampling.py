@@ -22,12 +22,10 @@ class SamplingParams:
     @property
     def plain(self) -> bool:
         """Whether temperature alone shapes the distribution: what training asks for."""
-        truncation = (self.top_p, self.top_k, self.min_p)
-        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        return truncation == (1, 0, 0) and penalties == (0, 0, 1)
+        return self == SamplingParams(self.max_tokens, self.stop_ids, self.seed, self.temperature)
 
 
 def request_seed(run_seed: int, step: int, problem: str, k: int, segment: int = 0) -> int:
     """The seed of one request, in [0, 2**31): a stable hash, so that there is no sampling RNG to save."""
-    text = f"{run_seed}|{step}|{problem}|{k}|{segment}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 2**31
+    text = f"{run_seed}|{step}|{problem}|{k}|{segment}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % 2**31

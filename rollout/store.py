@@ -27,24 +27,18 @@ class SampleStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def append(self, step: int, groups: Sequence[Group]) -> None:
-        """Write one step as one frame, on the disk when this returns. Raises OSError, e.g. on a full disk."""
+    def append(self, step: int, groups: Sequence[Group], **head: Any) -> None:
+        """Write one step as one frame, on the disk when this returns; `head` is kept where it has no groups.
+
+        Raises OSError, e.g. on a full disk.
+        """
         rows = [
             {"step": step, "problem": asdict(group.problem), "chains": [chain_to_json(chain) for chain in group.chains]}
             for group in groups
         ]
-        self._append(rows or [{"step": step}])
-
-    def begin(self, request: dict[str, Any]) -> None:
-        """Start the file anew with a frame that says what was asked for; it holds no groups."""
-        self.path.unlink(missing_ok=True)
-        self._append([{"step": 0, "request": request}])
-
-    def _append(self, rows: list[dict[str, Any]]) -> None:
         try:
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows or [{"step": step} | head])
         except (TypeError, ValueError) as error:
-            step = rows[0]["step"]
             raise Fault(f"step {step}: a sample is no JSON ({error}); rewards and problems must be plain") from None
         frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -63,18 +57,13 @@ def read(path: str | Path, step: int | None = None) -> Iterator[tuple[int, list[
     for _, number, lines in _frames(Path(path)):
         if step in (None, number):
             rows = [row for row in map(json.loads, lines) if "problem" in row]
-            yield (
-                number,
-                [Group(Problem(**row["problem"]), [*map(chain_from_json, row["chains"])], number) for row in rows],
-            )
+            yield number, [Group(Problem(**r["problem"]), [*map(chain_from_json, r["chains"])], number) for r in rows]
 
 
 def read_request(path: str | Path) -> dict[str, Any] | None:
-    """What `SampleStore.begin` wrote; None where the file begins otherwise."""
-    for _, _, lines in _frames(Path(path)):
-        request: dict[str, Any] | None = json.loads(lines[0]).get("request")
-        return request
-    return None
+    """The head that an evaluation's file begins with; None where a file begins otherwise."""
+    first = next(_frames(Path(path)), None)
+    return None if first is None else json.loads(first[2][0]).get("request")
 
 
 def truncate(path: str | Path, last_step: int) -> int:
@@ -104,13 +93,10 @@ def chain_to_json(chain: Chain) -> dict[str, Any]:
 
 def chain_from_json(data: dict[str, Any]) -> Chain:
     """The inverse of `chain_to_json`."""
-    made = {
-        "sampled": [bool(flag) for flag in data["sampled"]],
-        "sampler_logprobs": [math.nan if x is None else x for x in data["sampler_logprobs"]],
-        "versions": [(start, version) for start, version in data["versions"]],
-        "score": None if data["score"] is None else Score(**data["score"]),
-    }
-    return Chain(**data | made)
+    sampled, versions = [*map(bool, data["sampled"])], [*map(tuple, data["versions"])]
+    logprobs = [math.nan if x is None else x for x in data["sampler_logprobs"]]
+    score = None if data["score"] is None else Score(**data["score"])
+    return Chain(**data | {"sampled": sampled, "sampler_logprobs": logprobs, "versions": versions, "score": score})
 
 
 def _frames(path: Path) -> Iterator[tuple[int, int, list[bytes]]]:
@@ -122,9 +108,8 @@ def _frames(path: Path) -> Iterator[tuple[int, int, list[bytes]]]:
             try:
                 parts.append(decoder.decompress(chunk))
             except zstandard.ZstdError as error:
-                raise Fault(
-                    f"{path} is damaged behind byte {end}: {error}; cut it there to keep what is before"
-                ) from None
+                reason = f"{path} is damaged behind byte {end}: {error}; cut it there to keep what is before"
+                raise Fault(reason) from None
             rest = decoder.unused_data  # empty until the frame ends
             if decoder.eof:
                 lines = b"".join(parts).splitlines()

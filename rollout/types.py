@@ -51,7 +51,7 @@ class Chain:
 
     @property
     def sampled_count(self) -> int:
-        """Tokens that the policy chose, and that may be trained."""
+        """Tokens that the policy chose: what is trained."""
         return sum(self.sampled)
 
     @property
@@ -85,7 +85,6 @@ class Sampler(Protocol):
     version: int  # label of the weights now serving, -1 before the first push
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
-        """Sample one completion. Raises BadInput for a prompt that is empty or does not fit the context,
-        rollout.client.ServerDown where the sampler can't answer any more."""
+        """Raises BadInput where the prompt is empty or beyond the context, ServerDown (rollout.client) for good."""
 
     async def aclose(self) -> None: ...
