@@ -45,12 +45,8 @@ _NUMBER = re.compile(
 )
 _NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?[1-9])(?!\d))?"
 _TOKEN = re.compile(rf"{_NAME}|[*·() ]|/(?!\s*/)|1(?=\s*/)", re.ASCII)
-_ALIASES = {"%": "percent", "‰": "permille", "rev": "turn"}
-_ALIASES |= {
-    "amps": "ampere",
-    "AU": "au",
-    "Nm": "newton*meter",
-}  # pint reads attometers per second, absorbance, numbers
+# the last three are to pint attometers per second, absorbance and numbers
+_ALIASES = {"%": "percent", "‰": "permille", "rev": "turn", "amps": "ampere", "AU": "au", "Nm": "newton*meter"}
 
 
 def numeric(response: str, problem: Problem) -> Score:

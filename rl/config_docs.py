@@ -3,7 +3,6 @@
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from rl.config import Config, section_of, walk_fields
@@ -32,12 +31,10 @@ def configuration_markdown() -> str:
 
 
 def _section_doc(name: str) -> str:
-    kind: type[BaseModel] | None = Config
+    kind: Any = Config
     for part in name.split("."):
-        assert kind is not None
         kind = section_of(kind.model_fields[part].annotation)
-    assert kind is not None
-    return " ".join((kind.__doc__ or "").split())
+    return " ".join(kind.__doc__.split())
 
 
 def _type_name(annotation: Any) -> str:

@@ -1,8 +1,6 @@
-"""Floating-point operations of dense decoders, counted from the model's own shapes; multiply and add are two.
-
-Counted: every linear layer, the head where it is computed, and the two matrix products of causal attention, where L
-tokens look at L (L + 1) / 2 pairs. Left out: norms, rotary embeddings, softmax and the embedding look-up (under 1 %
-together from a width of about 512 on).
+"""Floating-point operations of dense decoders, from their shapes (multiply and add are two): linear layers, the head
+where it is computed, causal attention's two products over L (L + 1) / 2 pairs. Left out: norms, rotary embeddings,
+softmax and the embedding look-up (under 1 % together from a width of about 512 on).
 """
 
 from collections.abc import Sequence

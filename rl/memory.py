@@ -1,7 +1,5 @@
-"""Bytes of a run, from a model's shapes alone: what learner and server hold, and on which device.
-
-Parameters, optimizer and KV cache are exact; activations are what torch was seen to keep for the backward pass of a
-Llama layer; the rest is rounded up from sources.
+"""Bytes of a run, from a model's shapes alone: what learner and server hold, and on which device. Parameters, optimizer
+and KV cache are exact, activations what torch was seen to keep for a Llama layer, the rest rounded up from sources.
 """
 
 import math

@@ -1,7 +1,5 @@
-"""`ponder pretrain`: next-word prediction from scratch on search traces, the base that RL starts from.
-
-It uses the learner's own packing and log-probabilities, so a base model is made by the code that later trains it. The
-loss is the mean over the tokens behind the prompt; prompts are given, not learnt.
+"""`ponder pretrain`: next-word prediction from scratch on search traces, the base that RL starts from, by the learner's
+own packing and log-probabilities. The loss is the mean over the tokens behind the prompt; prompts are not learnt.
 """
 
 from __future__ import annotations

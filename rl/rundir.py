@@ -47,10 +47,8 @@ class RunDir:
     def check_free(self) -> None:
         """BadInput where the directory holds a run already."""
         if self.metrics.exists():
-            raise BadInput(
-                f"{self.path} already holds a run; go on with `ponder train --resume {self.path}`, "
-                "start anew with --overwrite, or set run.name"
-            )
+            go_on = f"go on with `ponder train --resume {self.path}`"
+            raise BadInput(f"{self.path} already holds a run; {go_on}, start anew with --overwrite, or set run.name")
 
     def create(self, config: Config) -> None:
         """Start a new run here; what an older one left goes."""
