@@ -66,8 +66,8 @@ def evaluate(tokens: list[int | str]) -> Fraction:
     """The exact value of an infix expression; raises NotAnExpression, ZeroDivisionError."""
     try:
         return _value(ast.parse(" ".join(map(str, tokens)), mode="eval").body)  # apart, so that * * is no power
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise NotAnExpression(f"no expression: {error}") from None
+    except (SyntaxError, RecursionError) as error:
+        raise NotAnExpression(f"no expression: {error.args[0]}") from None
 
 
 def _value(node: ast.expr) -> Fraction:
