@@ -1,8 +1,7 @@
 """Worker processes that score responses under hard limits of time and memory.
 
-Model output is hostile: it may make a verifier hang, bloat or die. Such an item is tried once more, alone in a fresh
-worker that was kept warm for it; when that one is hit too, the item is `rejected` and the pool goes on.
-What comes back from a worker is JSON, never a pickle.
+An item that makes a verifier hang, bloat or die is tried once more, alone in a fresh worker that was kept warm for it;
+when that one is hit too, it is `rejected` and the pool goes on. What comes back is JSON, never a pickle.
 """
 
 import asyncio
@@ -20,10 +19,8 @@ from rewards.equality import as_text
 from rewards.errors import BadInput, Fault, one_line
 from rewards.types import Extras, Problem, Score
 
-MAX_REPLY = 2**24
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
 CLOSED = "the reward pool is closed"
-TICKS = 10
 WARM_UP_LIMIT = 10.0  # seconds that the first call of a reward in a worker may take, off every item's clock
 
 
@@ -32,24 +29,21 @@ class Worker:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.ready: set[str] = set()  # keys of the rewards that are loaded and warm
-        self._process = process
-        self._killed = False
-        self._stderr = b""
-        self._drain = asyncio.create_task(self._keep_last_lines())
+        self._process, self._killed, self._stderr = process, False, b""
+        self._drain = asyncio.create_task(self._keep_last_words())
 
     @classmethod
     async def start(cls, memory_gb: float) -> Self:
         """Start the process, in a group of its own so that its children end with it."""
-        pipe = asyncio.subprocess.PIPE
         command = (sys.executable, "-P", "-m", "rewards.worker", str(os.getpid()), str(memory_gb))
-        environment = os.environ | ONE_THREAD
+        pipe, environment = asyncio.subprocess.PIPE, os.environ | ONE_THREAD
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=MAX_REPLY, env=environment, start_new_session=True
+                *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=2**24, env=environment, start_new_session=True
             )
+            return cls(process)
         except OSError as error:
             raise Fault(f"no reward worker starts ({error}); free memory or lower rewards.workers") from None
-        return cls(process)
 
     @property
     def alive(self) -> bool:
@@ -58,15 +52,13 @@ class Worker:
 
     @property
     def last_words(self) -> str:
-        """The last thing it wrote to stderr, one line."""
-        lines = self._stderr.decode(errors="replace").strip().splitlines()
-        return one_line(lines[-1]) if lines else ""
+        """The last line that it wrote to stderr."""
+        return one_line(self._stderr.decode(errors="replace").strip().rpartition("\n")[2])
 
-    async def ask(self, line: bytes, limit: float) -> dict[str, Any]:
+    async def ask(self, message: dict[str, Any], limit: float) -> dict[str, Any]:
         """The reply within `limit` seconds, or {limit: reason}: then the process is dead, as after a cancellation."""
         reply: dict[str, Any] = {"limit": "interrupted"}
-        start = time.perf_counter()
-        talk = asyncio.create_task(self._talk(line))
+        start, talk = time.perf_counter(), asyncio.create_task(self._talk(json.dumps(message).encode() + b"\n"))
         try:
             reply = talk.result() if await finishes(talk, limit) else {"limit": f"no verdict within {limit:g} s"}
         finally:
@@ -76,12 +68,12 @@ class Worker:
         return reply | {"seconds": time.perf_counter() - start}
 
     async def _talk(self, line: bytes) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None  # noqa: PT018
         try:
-            self._process.stdin.write(line)
-            await self._process.stdin.drain()
-            return json.loads(await self._process.stdout.readline())
+            stdin.write(line)
+            await stdin.drain()
+            return json.loads(await stdout.readline())
         except (OSError, ValueError):  # a closed pipe, an empty or an overlong line
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 0.5)
@@ -103,7 +95,7 @@ class Worker:
         self._drain.cancel()
         await asyncio.gather(self._drain, return_exceptions=True)
 
-    async def _keep_last_lines(self) -> None:
+    async def _keep_last_words(self) -> None:
         assert self._process.stderr is not None
         while chunk := await self._process.stderr.read(2**16):
             self._stderr = (self._stderr + chunk)[-2000:]
@@ -112,12 +104,10 @@ class Worker:
 async def finishes(task: asyncio.Task[Any], limit: float) -> bool:
     """Whether the task ends within `limit` seconds of a loop that runs.
 
-    The clock goes in ticks: when something blocks the loop, that stall counts as one tick, so a busy trainer
-    never makes an innocent item late.
+    The clock goes in ticks, and something that blocks the loop counts as one: a busy trainer makes no item late.
     """
-    for _ in range(TICKS):
-        done, _ = await asyncio.wait({task}, timeout=limit / TICKS)
-        if done:
+    for _ in range(10):
+        if (await asyncio.wait({task}, timeout=limit / 10))[0]:
             return True
     return False
 
@@ -139,11 +129,9 @@ class RewardPool:
         self._time_limit, self._load_limit = time_limit, load_limit
         self._specs: dict[str, Any] = {}  # every reward that has loaded once, by its key
         self._limits: dict[str, float] = {}  # key -> seconds that an item of a loaded reward may take
-        self._warm_ups: dict[str, bytes] = {}  # key -> item to call it on after loading, empty = don't
-        self._slots: set[Slot] = set()
-        self._endings: set[asyncio.Task[None]] = set()
-        self._idle: asyncio.Queue[Slot] = asyncio.Queue()
-        self._spares: asyncio.Queue[Slot] = asyncio.Queue()
+        self._warm_ups: dict[str, dict[str, Any]] = {}  # key -> message that calls it after loading, empty = don't
+        self._slots, self._endings = set[Slot](), set[asyncio.Task[None]]()
+        self._idle, self._spares = asyncio.Queue[Slot](), asyncio.Queue[Slot]()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -178,16 +166,14 @@ class RewardPool:
         spec = problem.reward if spec is None else spec
         if spec is None:
             raise BadInput(f"problem {problem.id!r} has no reward; name one in `reward:`")
-        item = {"spec": spec, "response": response, "problem": vars(problem), "truncated": truncated}
-        line = _message("score", item | {"extras": vars(extras or Extras())})
-        key = _key(spec)
-        if key not in self._warm_ups:
-            gold = {"response": f"\\boxed{{{as_text(problem.answer)}}}", "truncated": False}
-            self._warm_ups[key] = _message("warm", item | gold)
+        item = {"op": "score", "spec": spec, "response": response, "problem": vars(problem)}
+        gold = {"op": "warm", "response": f"\\boxed{{{as_text(problem.answer)}}}"}
+        self._warm_ups.setdefault(key := _key(spec), item | gold)
+        item |= {"truncated": truncated, "extras": vars(extras or Extras())}
         seconds = 0.0
         for queue in (self._idle, self._spares):  # the second try is alone, where no other response was seen
             async with self._worker(queue, spec) as worker:
-                reply = await worker.ask(line, self._limits.get(key, self._time_limit))
+                reply = await worker.ask(item, self._limits.get(key, self._time_limit))
             seconds += reply["seconds"]
             if "limit" not in reply:
                 break
@@ -207,7 +193,15 @@ class RewardPool:
     @contextlib.asynccontextmanager
     async def _worker(self, queue: asyncio.Queue[Slot], spec: Any) -> AsyncIterator[Worker]:
         """A worker with the reward ready: an idle one, or a spare, which serves once while its successor warms up."""
-        slot = await self._take(queue)
+        if not self._slots:  # the first use, or the pool is closed
+            for places, count in ((self._idle, self._workers), (self._spares, max(1, self._workers // 4))):
+                for _ in range(count):
+                    places.put_nowait(self._launch())
+        slot = await queue.get()
+        if self._closed:
+            queue.put_nowait(slot)  # for whoever else still waits
+            raise Fault(CLOSED)
+        slot = self._revive(slot)
         following = slot if queue is self._idle else self._launch()
         try:
             worker = await asyncio.shield(slot)
@@ -217,17 +211,6 @@ class RewardPool:
             if following is not slot:
                 self._drop(slot)
             queue.put_nowait(following if self._closed else self._revive(following))
-
-    async def _take(self, queue: asyncio.Queue[Slot]) -> Slot:
-        if not self._slots:  # the first use, or the pool is closed
-            for places, count in ((self._idle, self._workers), (self._spares, max(1, self._workers // 4))):
-                for _ in range(count):
-                    places.put_nowait(self._launch())
-        slot = await queue.get()
-        if self._closed:
-            queue.put_nowait(slot)  # for whoever else still waits
-            raise Fault(CLOSED)
-        return self._revive(slot)
 
     def _revive(self, slot: Slot) -> Slot:
         """The slot, or a new one, which warms up before the next item comes, where its worker is dead."""
@@ -245,9 +228,15 @@ class RewardPool:
 
     def _drop(self, slot: Slot) -> None:
         """End a slot's worker, started or not, in the background."""
+
+        async def end() -> None:
+            slot.cancel()  # no effect on one that has started
+            (worker,) = await asyncio.gather(slot, return_exceptions=True)
+            if isinstance(worker, Worker):
+                await worker.close()
+
         self._slots.discard(slot)
-        ending = asyncio.create_task(_end(slot))
-        self._endings.add(ending)
+        self._endings.add(ending := asyncio.create_task(end()))
         ending.add_done_callback(self._endings.discard)
 
     async def _fresh(self) -> Worker:
@@ -266,7 +255,7 @@ class RewardPool:
         key = _key(spec)
         if key in worker.ready or not worker.alive:
             return
-        reply = await worker.ask(_message("load", {"spec": spec}), self._load_limit)
+        reply = await worker.ask({"op": "load", "spec": spec}, self._load_limit)
         if "limit" in reply:
             raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
         if "bad" in reply:
@@ -275,21 +264,10 @@ class RewardPool:
         if warm_up := self._warm_ups.get(key):
             reply = await worker.ask(warm_up, min(WARM_UP_LIMIT, self._load_limit))
             if "limit" in reply:
-                self._warm_ups[key] = b""  # one that hangs or dies even there is only loaded from now on
+                self._warm_ups[key] = {}  # one that hangs or dies even there is only loaded from now on
         if key in self._warm_ups:
             worker.ready.add(key)
 
 
-async def _end(slot: Slot) -> None:
-    slot.cancel()  # no effect on one that has started
-    (worker,) = await asyncio.gather(slot, return_exceptions=True)
-    if isinstance(worker, Worker):
-        await worker.close()
-
-
 def _key(spec: Any) -> str:
     return json.dumps(spec, sort_keys=True)
-
-
-def _message(op: str, fields: dict[str, Any]) -> bytes:
-    return json.dumps({"op": op, **fields}).encode() + b"\n"

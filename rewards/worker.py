@@ -1,7 +1,7 @@
 """A reward worker: one JSON message a line in on stdin, one reply out. Started by rewards.pool, never by hand.
 
-It may be killed at any moment, and what it runs may print, hang or die. So the reply pipe is moved away from fd 1,
-prints go to stderr, and the process ends with its parent: by signal on Linux, by the end of stdin everywhere.
+What it runs may print, hang or die: so the reply pipe is moved away from fd 1, prints go to stderr, and the process
+ends with its parent: by signal on Linux, by the end of stdin everywhere.
 """
 
 import asyncio
@@ -16,14 +16,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from rewards.errors import BadInput
 from rewards.judge import judge
 from rewards.registry import load_reward
 from rewards.types import Extras, Problem
-
-GIB = 2**30
 
 
 class Server:
@@ -40,49 +39,40 @@ class Server:
         op `score` judges an item under the memory limit; `load` and `warm` (an item whose verdict is thrown away, so
         that the reward's lazy imports are done) run without it, and set it anew.
         """
+        op = message["op"]
         try:
-            return self._score(message) if message["op"] == "score" else self._prepare(message)
+            if op != "score":
+                limit_memory(None)
+            reward = self._load(json.dumps(message["spec"], sort_keys=True))
+            if op == "score":
+                problem, extras = Problem(**message["problem"]), Extras(**message.get("extras", {}))
+                item = message["response"], problem, message.get("truncated", False), extras
+                return {"score": asdict(judge(reward, *item, self._runner.run))}
+            if op == "warm":
+                self.handle(message | {"op": "score"})
+            else:
+                getattr(reward, "warm_up", bool)()  # imports that its problem's own answer may not need
+            return {"item_limit": getattr(reward, "item_limit", None)}
         except BadInput as error:
             return {"bad": str(error)}
         except MemoryError:
             return {"limit": f"more than {self._memory_gb:g} GiB of memory"}
         except RecursionError:
             return {"limit": "recursion depth"}
-
-    def _prepare(self, message: dict[str, Any]) -> dict[str, Any]:
-        limit_memory(None)
-        try:
-            reward = self._reward(message["spec"])
-            if message["op"] == "warm":
-                self.handle(message | {"op": "score"})
-            else:
-                getattr(reward, "warm_up", bool)()  # imports that its problem's own answer may not need
         finally:
-            limit_memory(self._memory_gb)
-        return {"item_limit": getattr(reward, "item_limit", None)}
-
-    def _score(self, message: dict[str, Any]) -> dict[str, Any]:
-        extras = Extras(**message.get("extras", {}))
-        reward, problem = self._reward(message["spec"]), Problem(**message["problem"])
-        truncated = message.get("truncated", False)
-        return {"score": asdict(judge(reward, message["response"], problem, truncated, extras, self._runner.run))}
-
-    def _reward(self, spec: Any) -> Callable[..., Any]:
-        return self._load(json.dumps(spec, sort_keys=True))
+            if op != "score":
+                limit_memory(self._memory_gb)
 
 
 def limit_memory(gb: float | None) -> None:
     """Let the address space grow by `gb` GiB from here on (soft limit); None lifts it. Linux only."""
-    if sys.platform != "linux":
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    soft = hard
-    if gb is not None:
-        with open("/proc/self/statm") as file:
-            soft = int(file.read().split()[0]) * resource.getpagesize() + int(gb * GIB)
-        if hard != resource.RLIM_INFINITY:
-            soft = min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    if sys.platform == "linux":
+        soft = hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if gb is not None:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            soft = pages * resource.getpagesize() + int(gb * 2**30)
+            soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def die_with_parent(parent: int) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -273,7 +272,7 @@ async def test_last_words_are_kept(here: Path) -> None:
     load = {"op": "load", "spec": "pool_plugin:shout"}
     item = {"op": "score", "spec": "pool_plugin:shout", "response": "", "problem": vars(problem())}
     for message in (load, item):
-        await worker.ask(json.dumps(message).encode() + b"\n", 10)
+        await worker.ask(message, 10)
     await asyncio.sleep(0.1)
     assert worker.last_words == "last words"
     await worker.close()
