@@ -1,7 +1,5 @@
 """`ponder report RUN`: one self-contained HTML file with what a run did, for any run directory, finished or not."""
 
-from __future__ import annotations
-
 import unicodedata
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Chains of the base and the trained model on the same problems, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +13,10 @@ from rl.report.record import Record
 from rollout.prompt import Template
 from rollout.types import Chain, Group
 
-PICKS = {"gained": 3, "both right": 1, "both wrong": 2, "lost": 1}
-"""What became of a problem -> how many of that kind are shown."""
+PICKS = {"gained": 3, "both right": 1, "both wrong": 2, "lost": 1}  # what became of a problem -> how many are shown
 OUTCOMES = {(False, True): "gained", (True, True): "both right", (False, False): "both wrong", (True, False): "lost"}
 
-Pair = tuple[Problem, Chain, Chain]
-"""A problem with a scored chain of each model."""
+Pair = tuple[Problem, Chain, Chain]  # a problem with a scored chain of each model
 
 
 def find_examples(record: Record) -> dict[str, Any]:
@@ -41,19 +37,21 @@ def find_examples(record: Record) -> dict[str, Any]:
     except BadInput as error:
         return {"missing": f"Chains are kept as ids, and the model's tokenizer is not here: {error}"}
     pairs = pair_chains(before, after)
-    shown = [
-        (outcome, problem, [read_side(chain, template) for chain in chains])
-        for outcome, problem, *chains in pick_examples(pairs)
-    ]
+    picked = pick_examples(pairs)
+    shown = [(name, problem, [read_side(chain, template) for chain in sides]) for name, problem, *sides in picked]
     return {"counts": {outcome: len(found) for outcome, found in pairs.items()}, "shown": shown}
 
 
 def pair_chains(before: Sequence[Group], after: Sequence[Group]) -> dict[str, list[Pair]]:
     """Problems by what became of them: the first judged chain of each model on every problem that both have."""
-    later = {group.problem.id: _judged(group) for group in after}
+
+    def judged(group: Group) -> Chain | None:
+        return next((chain for chain in group.chains if chain.score is not None and chain.score.counts), None)
+
+    later = {group.problem.id: judged(group) for group in after}
     pairs: dict[str, list[Pair]] = {outcome: [] for outcome in PICKS}
     for group in before:
-        first, last = _judged(group), later.get(group.problem.id)
+        first, last = judged(group), later.get(group.problem.id)
         if first and last and first.score and last.score:
             pairs[OUTCOMES[first.score.correct, last.score.correct]].append((group.problem, first, last))
     return pairs
@@ -78,7 +76,3 @@ def read_side(chain: Chain, template: Template) -> dict[str, Any]:
     answer = after_thinking(text) if template.think else text
     thinking = text.removesuffix(answer or "").removesuffix(CLOSE).replace(OPEN, "")
     return {"chain": chain, "thinking": thinking.strip(), "answer": None if answer is None else answer.strip()}
-
-
-def _judged(group: Group) -> Chain | None:
-    return next((chain for chain in group.chains if chain.score is not None and chain.score.counts), None)

@@ -1,15 +1,12 @@
-"""Figures that live in the page: matplotlib draws them, the page's style sheet colours them.
+"""Figures that live in the page: matplotlib draws them in stand-in colours, which become CSS variables in the SVG.
 
-A figure is drawn in stand-in colours, which become CSS variables in its SVG, so that it follows light and dark mode;
-text stays text in the page's own font.
+So they follow light and dark mode; text stays text in the page's own font.
 """
-
-from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ import matplotlib as mpl
 import numpy as np
 import yaml
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
@@ -32,16 +28,7 @@ from rl.report.numbers import number
 COLOURS = figures.COLOURS | {"ink": "#0a0b00", "muted": "#0a0b01", "line": "#0a0b02"}
 """Variable of page.css -> what stands for it in a figure (and in page.mplstyle)."""
 
-MOST_POINTS = 400
-"""Steps beyond this number are averaged in runs of equal length: a page can't show more, and would grow with them."""
-
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("page.mplstyle"), use_default_template=False)
-
-
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """One empty set of axes, in inches; no global state, no window."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def to_svg(figure: Figure, name: str, label: str) -> Markup:
@@ -60,7 +47,8 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
 
 def draw_levels(before: dict[str, Any], after: dict[str, Any], name: str) -> Markup:
     """pass@1 by difficulty with intervals; both map a level to {pass@1, ci95}."""
-    figure, axes = new_figure(4.2, 2.6)
+    figure = Figure(figsize=(4.2, 2.6), layout="constrained")
+    axes = figure.add_subplot()
     places = np.arange(len(before))
     for side, colour, shift in ((before, "orange", -0.07), (after, "blue", 0.07)):  # intervals stand apart
         rates = np.array([side[level]["pass@1"] for level in before])
@@ -116,13 +104,44 @@ def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | Non
     for panel in panels:
         columns = {key: column(rows, key) for key in panel.series}
         shown = {key: values for key, values in columns.items() if np.nan_to_num(values).any()}
-        if shown:
-            drawn.append(_draw(panel, column(rows, "step"), shown, bound if "mismatch_kl/fresh" in shown else None))
+        if not shown:
+            continue
+        figure = Figure(figsize=(3.7, 1.9), layout="constrained")
+        axes, steps, first = figure.add_subplot(), column(rows, "step"), next(iter(shown.values()))
+        known = zip(panel.colours, panel.series.items(), strict=False)
+        legend = [(colour, name) for colour, (key, name) in known if key in shown]
+        colours = [COLOURS[colour] for colour, _ in legend]
+        if panel.stacked:
+            axes.stackplot(steps, *map(np.nan_to_num, shown.values()), colors=colours, alpha=0.85, linewidth=0)
+        else:
+            marker = "o" if len(steps) < 30 else None
+            for i, (colour, values) in enumerate(zip(colours, shown.values(), strict=True)):
+                # later lines are thinner: equal ones both show
+                axes.plot(steps, values, color=colour, marker=marker, markersize=2.6, linewidth=max(1, 2 - i))
+        if bound is not None and "mismatch_kl/fresh" in shown:
+            axes.axhline(bound, color=COLOURS["red"], linewidth=1, linestyle=(0, (4, 3)))
+            legend.append(("red", f"bound {number(bound)}"))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # no label: every panel has the same axis
+        axes.margins(x=0.02)
+        if panel.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(numticks=5))
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(lambda value, _: number(value))
+        change = " → ".join(number(value) for value in first[~np.isnan(first)][[0, -1]])
+        svg = to_svg(figure, panel.title.lower().replace(" ", "-"), f"{panel.title}: {change}")
+        drawn.append({"title": panel.title, "note": panel.note, "legend": legend, "change": change, "svg": svg})
     return drawn
 
 
-def column(rows: Sequence[Row], key: str, most: int = MOST_POINTS) -> NDArray[np.float64]:
-    """A metric over the steps, [at most `most`], NaN where there is none; "a per b" divides one by another."""
+def column(rows: Sequence[Row], key: str, most: int = 400) -> NDArray[np.float64]:
+    """A metric over the steps, NaN where there is none; "a per b" divides one by another.
+
+    [at most `most`]: more are averaged in runs of equal length, as a page can't show them, and would grow with them.
+    """
     over, _, under = key.partition(" per ")
     values = np.array([row.get(over) for row in rows], dtype=float)
     starts = np.arange(0, len(values), math.ceil(len(values) / most) or 1)
@@ -131,33 +150,3 @@ def column(rows: Sequence[Row], key: str, most: int = MOST_POINTS) -> NDArray[np
             values /= np.array([row.get(under) for row in rows], dtype=float)
         known = np.isfinite(values)
         return np.add.reduceat(np.where(known, values, 0.0), starts) / np.add.reduceat(known.astype(float), starts)
-
-
-def _draw(panel: Panel, steps: Any, shown: Mapping[str, Any], bound: float | None) -> dict[str, Any]:
-    figure, axes = new_figure(3.7, 1.9)
-    legend = [(c, name) for c, (key, name) in zip(panel.colours, panel.series.items(), strict=False) if key in shown]
-    colours = [COLOURS[colour] for colour, _ in legend]
-    if panel.stacked:
-        axes.stackplot(steps, *map(np.nan_to_num, shown.values()), colors=colours, alpha=0.85, linewidth=0)
-    else:
-        marker = "o" if len(steps) < 30 else None
-        for i, (colour, values) in enumerate(zip(colours, shown.values(), strict=True)):
-            # later lines are thinner: equal ones both show
-            axes.plot(steps, values, color=colour, marker=marker, markersize=2.6, linewidth=max(1, 2 - i))
-    if bound is not None:
-        axes.axhline(bound, color=COLOURS["red"], linewidth=1, linestyle=(0, (4, 3)))
-        legend.append(("red", f"bound {number(bound)}"))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # no label: every panel has the same axis
-    axes.margins(x=0.02)
-    if panel.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=5))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(lambda value, _: number(value))
-    first = next(iter(shown.values()))
-    change = " → ".join(number(value) for value in first[~np.isnan(first)][[0, -1]])
-    svg = to_svg(figure, panel.title.lower().replace(" ", "-"), f"{panel.title}: {change}")
-    return {"title": panel.title, "note": panel.note, "legend": legend, "change": change, "svg": svg}

@@ -1,7 +1,5 @@
 """Numbers as a reader wants them: few digits, SI prefixes, spans of time."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -16,12 +14,13 @@ def number(value: Any) -> str:
     """At most three significant digits (1,234, 12.3, 0.0123), powers of ten where they are shorter, a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE
-    size = abs(value)
-    if size and not 1e-4 <= size < 1e6:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{_trim(mantissa)} {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    size, power = abs(value), ""
     digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
-    return _trim(f"{value:,.{digits}f}")
+    text = f"{value:,.{digits}f}"
+    if size and not 1e-4 <= size < 1e6:
+        text, exponent = f"{value:.1e}".split("e")
+        power = f" {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", MINUS) + power
 
 
 def si(value: float, unit: str = "") -> str:
@@ -44,8 +43,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}{THIN}h {minutes}{THIN}min" if hours else f"{minutes}{THIN}min {rest}{THIN}s"
-
-
-def _trim(text: str) -> str:
-    """Without zeros behind the last digit that says something; with a minus sign rather than a hyphen."""
-    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", MINUS)
