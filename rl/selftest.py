@@ -1,51 +1,70 @@
 """`ponder selftest`: proof, on the user's own model, that server and learner compute the same thing.
 
-What is compared, and how the pattern of what differs names the cause: docs/decisions/selftest.md.
+What is compared and no more, and how the pattern of what differs names the cause: docs/decisions/selftest.md.
 """
 
 import asyncio
 import contextlib
 import json
+import math
 import random
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rewards.errors import Fault
 from rewards.types import Problem, Score
-from rl import agreement
-from rl.agreement import TEMPERATURES, Gaps, worst
 from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, model_context, prepare
 from rl.config import Config, override_config
+from rl.flops import is_adapter
+from rl.learner import Learner
+from rl.memory import count_parameters
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.sync import ModuleSource
 from rollout.chain import bare_chain, continue_chain
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect, gather_all
+from rollout.prompt import find_stop_ids, read_json
 from rollout.sampling import SamplingParams
 from rollout.types import Chain
-
-if TYPE_CHECKING:
-    from rl.learner import Learner
 
 SHORT_PROMPT = 12  # tokens: below a block of the prefix cache (16 on a GPU, 128 on a CPU), so never found in it
 LONG_PROMPT = 300  # tokens: blocks enough to be found there
 CHAINS, TOKENS = 8, 24
-NOISE = 0.05  # relative size of the change that is and is not pushed
+TEMPERATURES = (0.7, 1.0)
+
+Gaps = dict[str, list[float]]
+"""Kind of prompt (short, long, repeated) -> mean |server - learner| of the worst chain at TEMPERATURES, nats."""
+
+CAUSES = {
+    "broken": "the sampler's log-probabilities are not all numbers: weights arrived in part, or overflow in this dtype",
+    "temperature": "{short:.1e} off at T = 0.7 and nothing at T = 1.0: one side ignores the temperature; the server "
+    "must run with --logprobs-mode processed_logprobs",
+    "push": "{short:.1e} off everywhere, and a push leaves the sampler's answers as they were: its weights do not "
+    "arrive",
+    "head": "{short:.1e} off everywhere, and answers stay as they were when a push changes the output head alone: a "
+    "stale output head, which a push must rebuild",
+    "everything": "{short:.1e} off everywhere, though the output head follows a push: some other tensor does not "
+    "arrive, or dtype or config.json differ",
+    "long": "{long:.1e} off on new long prompts and nothing on short ones: positions differ (rope scaling, sliding "
+    "window)",
+    "cache": "{repeated:.1e} off on a long prompt that was sent before and nothing on new ones: a stale prefix cache "
+    "holds keys and values of older weights; a push must drop it",
+}
 
 
 @dataclass
 class Report:
-    """What was found; `reasons` holds one line for each check that did not hold."""
-
     ratio_max: float = 1.0
     mismatch: float = 0.0
     parity_before: float = 0.0
@@ -54,10 +73,9 @@ class Report:
     stop_ids: bool = False
     gaps: dict[str, Gaps] = field(default_factory=dict)  # before and after the push of a change
     modules: dict[str, float] = field(default_factory=dict)  # LoRA: the gap after a push that changes one layer alone
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)  # a line for each check that did not hold
 
     def require(self, holds: bool, reason: str) -> None:
-        """Note `reason` unless the check holds."""
         if not holds:
             self.reasons.append(reason)
 
@@ -70,8 +88,25 @@ def run_selftest(config: Config, as_json: bool = False) -> bool:
         report = asyncio.run(_run(setup, RunDir(Path(scratch))))
     if as_json:
         print(json.dumps(asdict(report) | {"ok": not report.reasons}, indent=1))
-    else:
-        print_report(report, agreement.parity_bound(config), config.mismatch_bound)
+        return not report.reasons
+    table, bound = Table("check", "figure", "wanted"), parity_bound(config)
+    for when, gaps in report.gaps.items():
+        for kind, at_temperatures in gaps.items():
+            figures = ", ".join(f"{gap:.1e}" for gap in at_temperatures)
+            table.add_row(f"{when} a push, {kind} prompts *", figures, f"at most {bound:.0e}")
+    table.add_row("a change that is not pushed is seen", str(report.unpushed_seen), "True")
+    if report.modules:
+        each = f"a push that changes one adapted layer alone, each of {len(report.modules)}"
+        table.add_row(each, f"{worst(report.modules.values()):.1e}", f"at most {bound:.0e}")
+    mismatch, wanted = f"{report.mismatch:.1e}", f"at most {config.mismatch_bound:.0e}"
+    table.add_row("mismatch_kl/fresh on the run's chains", mismatch, wanted)
+    table.add_row("largest ratio at learning rate 0", f"{report.ratio_max:.7f}", "1")
+    table.add_row("stop ids honoured and complete", str(report.stop_ids), "True")
+    table.caption = f"* mean |server - learner| in nats at T = {TEMPERATURES[0]} and {TEMPERATURES[1]}"
+    console = Console()
+    console.print(table)
+    for reason in report.reasons:
+        console.print(f"failed: {reason}", highlight=False)
     return not report.reasons
 
 
@@ -97,10 +132,10 @@ async def _run(setup: Setup, run: RunDir) -> Report:
 class Selftest:
     """Every check against a back end that runs. The learner's weights, and the sampler's, end as the learner's were."""
 
-    def __init__(self, setup: Setup, backend: Backend, learner: "Learner") -> None:
+    def __init__(self, setup: Setup, backend: Backend, learner: Learner) -> None:
         self.setup, self.backend, self.learner = setup, backend, learner
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
-        self.bound = agreement.parity_bound(setup.config)
+        self.bound = parity_bound(setup.config)
         self.prompts = [setup.template.encode(problem.prompt) for problem in setup.problems(1)[:CHAINS]]
         self.short_prompt = self.prompts[0][-SHORT_PROMPT:]
         self.version = -1
@@ -123,7 +158,7 @@ class Selftest:
         await self.push()
         before = await self.measure()
         everything = list(self.learner.policy.parameters())
-        with agreement.restored(everything):
+        with restored(everything):
             self._change_visibly(everything)
             unpushed = await self.measure()
             await self.push()
@@ -142,11 +177,15 @@ class Selftest:
 
     async def check_modules(self) -> None:
         """With LoRA: that each adapted layer alone moves the learner, and by a push the sampler to the same place."""
-        for name, weights in agreement.adapters(self.learner.policy).items():
-            with agreement.restored(weights):
+        layers: dict[str, list[Tensor]] = {}
+        for name, p in self.learner.policy.named_parameters():
+            if is_adapter(name):
+                layers.setdefault(name.partition(".lora_")[0], []).append(p)
+        for name, weights in layers.items():
+            with restored(weights):
                 alive = self._change_visibly(weights)
                 await self.push()
-                chains = await gather_all(self._decode(self.short_prompt, TOKENS, seed) for seed in range(2))
+                chains = await gather_all(self._decode(self.short_prompt, TOKENS, (), seed) for seed in range(2))
                 self.report.modules[name] = gap = worst(self._distances(chains, 1.0))
             self.report.require(alive, f"the adapter of {name} can change and the learner does not move: it is dead")
             self.report.require(
@@ -160,8 +199,8 @@ class Selftest:
         for temperature in TEMPERATURES:
             self.chains = await self._sample(temperature)
             *short, long, repeated = self._distances(self.chains, temperature)
-            for kind, gap in (("short", worst(short)), ("long", long), ("repeated", repeated)):
-                gaps[kind].append(gap)
+            for each, gap in zip(gaps.values(), (worst(short), long, repeated), strict=True):
+                each.append(gap)
         return gaps
 
     def _distances(self, chains: list[Chain], temperature: float) -> list[float]:
@@ -176,21 +215,22 @@ class Selftest:
         short = [self.prompts[i % len(self.prompts)][-SHORT_PROMPT:] for i in range(CHAINS)]
         length = min(LONG_PROMPT, self.setup.context - TOKENS)
         new, same = (rng.choices(words, k=length) for rng in (random.Random(), random.Random(0)))
-        return await gather_all(
-            self._decode(prompt, TOKENS, seed, temperature) for seed, prompt in enumerate([*short, new, same])
-        )
+        prompts = enumerate([*short, new, same])
+        return await gather_all(self._decode(prompt, TOKENS, (), seed, temperature) for seed, prompt in prompts)
 
-    async def _decode(
-        self, prompt: list[int], tokens: int, seed: int, temperature: float = 1.0, stop_ids: tuple[int, ...] = ()
-    ) -> Chain:
-        params = SamplingParams(tokens, stop_ids, seed, temperature)
+    async def _decode(self, prompt: list[int], *sampling: Any) -> Chain:
+        params = SamplingParams(*sampling)  # tokens, stop ids, seed, temperature
         return await continue_chain(self.backend.sampler, bare_chain("selftest", "selftest", prompt), (), params)
 
+    @torch.no_grad()
     def _change_visibly(self, weights: list[Tensor]) -> bool:
         """Noise on some weights, more until the learner's own log-probabilities move well beyond the bound: whether."""
         old = self.learner.score_logprobs(self.chains)
         for attempt in range(6):
-            agreement.add_noise(weights, NOISE * 2**attempt, seed=attempt)
+            generator = torch.Generator().manual_seed(attempt)
+            for p in weights:  # relative to their mean magnitude; absolute where all are zero (biases)
+                noise = torch.randn(p.shape, generator=generator).to(p)
+                p.add_(noise * 0.05 * 2**attempt * (float(p.abs().mean()) or 1.0))
             new = self.learner.score_logprobs(self.chains)
             if np.mean([(a - b).abs().mean() for a, b in zip(old, new, strict=True)]) > 5 * self.bound:
                 return True
@@ -198,28 +238,29 @@ class Selftest:
 
     async def _explain(self, before: Gaps, unpushed: Gaps, after: Gaps) -> None:
         """A reason for each cause that the figures show, once."""
-        first, then = agreement.diagnose(before, self.bound), agreement.diagnose(after, self.bound)
+        first, then = diagnose(before, self.bound), diagnose(after, self.bound)
         new = then if then != first else None
         for when, cause, gaps in (("on the same weights", first, before), ("after a push", new, after)):
             if cause == "everything":
                 moved = np.abs(np.subtract(after["short"], unpushed["short"])).max() > self.bound
                 cause = "push" if not moved else "head" if not await self._head_follows() else cause
             if cause is not None:
-                self.report.reasons.append(f"{when}: {agreement.explain(cause, gaps)}")
+                figures = {kind: worst(each) for kind, each in gaps.items()}
+                self.report.reasons.append(f"{when}: {CAUSES[cause].format(**figures)}")
 
     async def _head_follows(self) -> bool:
-        """Whether the sampler's answers change when a push changes nothing but the output head.
-
-        Only rows of tokens that the prompt does not hold are changed, so that a tied embedding reads none of them.
-        """
+        """Whether the sampler's answers change when a push changes nothing but the output head."""
 
         async def answers() -> list[tuple[int, float]]:
-            chains = await gather_all(self._decode(self.short_prompt, 1, seed) for seed in range(2 * CHAINS))
+            chains = await gather_all(self._decode(self.short_prompt, 1, (), seed) for seed in range(2 * CHAINS))
             return [(chain.token_ids[-1], chain.sampler_logprobs[-1]) for chain in chains]
 
         old = await answers()
-        with agreement.restored(self.learner.policy.parameters()):
-            agreement.flip_head(self.learner.policy, self.short_prompt)
+        with restored(self.learner.policy.parameters()):
+            head: Tensor = self.learner.policy.get_output_embeddings().weight.data
+            rows = torch.ones(len(head), dtype=torch.bool, device=head.device)
+            rows[self.short_prompt] = False  # a tied embedding reads these, and they stay
+            head[rows] *= -1
             await self.push()
             new = await answers()
         await self.push()
@@ -228,7 +269,11 @@ class Selftest:
     async def check_steps(self) -> None:
         """Two steps of the run's own kind at learning rate 0: the mismatch is small, the ratio 1, no weight moves."""
         setup, config, report = self.setup, self.setup.config, self.report
-        total, rows = agreement.weights_sum(self.learner.policy), []
+
+        def weights_sum() -> float:  # moves when any weight does
+            return float(sum(p.detach().double().sum() for p in self.learner.policy.parameters()))
+
+        total, rows = weights_sum(), []
         for step in (1, 2):
             plan = replace(setup.plan, samples=2)
             examiner = Examiner(self.backend.sampler, setup.template, EveryOther(), setup.spec_of, plan, step)
@@ -241,26 +286,26 @@ class Selftest:
             f"mismatch_kl/fresh is {report.mismatch:.1e} on the run's own chains at T = {config.rollout.temperature}, "
             f"bound {config.mismatch_bound:.0e}",
         )
-        ratio = report.ratio_max
-        report.require(abs(ratio - 1) < 1e-4, f"ratio/max is {ratio:.6f} at learning rate 0, not 1")
-        report.require(agreement.weights_sum(self.learner.policy) == total, "weights moved at learning rate 0")
+        off = abs(report.ratio_max - 1)
+        report.require(off < 1e-4, f"ratio/max is {report.ratio_max:.6f} at learning rate 0, not 1")
+        report.require(weights_sum() == total, "weights moved at learning rate 0")
 
     async def check_stop_ids(self) -> None:
         """That the sampler stops at each id it is given, and that the template gives every id that ends a turn."""
         prompt, template, failed = self.prompts[0], self.setup.template, len(self.report.reasons)
         room = min(TOKENS, self.setup.context - len(prompt))
-        free = (await self._decode(prompt, room, seed=0)).response_ids
+        free = (await self._decode(prompt, room, (), 0)).response_ids
         self.report.require(len(free) == room, f"without stop ids the sampler ended after {len(free)} of {room} tokens")
         late = max(free, key=free.index)  # the token that comes up last for the first time
         for stops in ((template.stop_ids[0], late), (late, template.stop_ids[0])):
             end = min(free.index(stop) for stop in stops if stop in free) + 1
-            cut = await self._decode(prompt, room, seed=0, stop_ids=stops)
+            cut = await self._decode(prompt, room, stops, 0)
             self.report.require(
                 cut.response_ids == free[:end] and cut.finish_reason == "stop",
                 f"with stop ids {list(stops)} the sampler gave {len(cut.response_ids)} tokens ({cut.finish_reason}), "
                 f"where token {free[end - 1]} should have ended it at {end}",
             )
-        for stop, place in agreement.expected_stop_ids(template.tokenizer, Path(self.setup.config.model.path)).items():
+        for stop, place in expected_stop_ids(template.tokenizer, Path(self.setup.config.model.path)).items():
             self.report.require(
                 stop in template.stop_ids, f"stop ids {list(template.stop_ids)} lack {stop}, an end of turn by {place}"
             )
@@ -268,29 +313,60 @@ class Selftest:
 
 
 class EveryOther:
-    """A scorer that gives every other chain of a group a 1: the ratio is looked at whatever the task's rewards say."""
+    """A scorer that gives every other chain of a group a 1, whatever the task's rewards say."""
 
     async def score(self, chain_id: str, response: str, problem: Problem, *rest: Any) -> Score:
         odd = int(chain_id.rsplit("/", 1)[-1]) % 2 == 1
         return Score(float(odd), odd, "ok" if odd else "wrong", id=chain_id)
 
 
-def print_report(report: Report, bound: float, mismatch_bound: float) -> None:
-    """A table of the figures and, below it, why a check did not hold."""
-    table = Table("check", "figure", "wanted")
-    for when, gaps in report.gaps.items():
-        for kind, at_temperatures in gaps.items():
-            figures = ", ".join(f"{gap:.1e}" for gap in at_temperatures)
-            table.add_row(f"{when} a push, {kind} prompts *", figures, f"at most {bound:.0e}")
-    table.add_row("a change that is not pushed is seen", str(report.unpushed_seen), "True")
-    if report.modules:
-        each = f"a push that changes one adapted layer alone, each of {len(report.modules)}"
-        table.add_row(each, f"{worst(report.modules.values()):.1e}", f"at most {bound:.0e}")
-    table.add_row("mismatch_kl/fresh on the run's chains", f"{report.mismatch:.1e}", f"at most {mismatch_bound:.0e}")
-    table.add_row("largest ratio at learning rate 0", f"{report.ratio_max:.7f}", "1")
-    table.add_row("stop ids honoured and complete", str(report.stop_ids), "True")
-    table.caption = f"* mean |server - learner| in nats at T = {TEMPERATURES[0]} and {TEMPERATURES[1]}"
-    console = Console()
-    console.print(table)
-    for reason in report.reasons:
-        console.print(f"failed: {reason}", highlight=False)
+def diagnose(gaps: Gaps, bound: float) -> str | None:
+    """The cause that a pattern of gaps points to, a key of CAUSES; None where nothing is beyond the bound."""
+    if math.isnan(worst(gaps.values())):
+        return "broken"
+    if worst(gaps["short"]) > bound:
+        return "everything" if gaps["short"][TEMPERATURES.index(1.0)] > bound else "temperature"
+    if worst(gaps["long"]) > bound:
+        return "long"
+    return "cache" if worst(gaps["repeated"]) > bound else None
+
+
+def worst(values: Iterable[Any]) -> float:
+    """The largest of numbers, or of lists of them; NaN where there is one, which Python's max may lose."""
+    return float(np.max(list(values)))
+
+
+def parity_bound(config: Config) -> float:
+    """Bound of mean |difference| by dtype and size, nats."""
+    if config.model.dtype == "bfloat16":
+        return 0.02
+    return 1e-5 if count_parameters(config.model.path) < 10_000_000 else 1e-4
+
+
+@contextlib.contextmanager
+def restored(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Give some of the learner's weights back exactly at the end."""
+    kept = [(p, p.detach().clone()) for p in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in kept:
+                p.copy_(old)
+
+
+def expected_stop_ids(tokenizer: Any, path: Path) -> dict[int, str]:
+    """Each id that ends a turn by a model's files or by what its chat template writes, and where that is said."""
+    found = dict.fromkeys(find_stop_ids(tokenizer), "the tokenizer")
+    for name in ("config.json", "generation_config.json"):
+        found = dict.fromkeys(find_stop_ids(tokenizer, read_json(path / name)), name) | found
+    words = "forty-two"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # no template, or one that takes no assistant's words: it says nothing about their end
+        return found
+    _, written, tail = text.rpartition(words)
+    ids = tokenizer.encode(tail.lstrip(), add_special_tokens=False) if written else []
+    special = [token for token in ids[:1] if token in tokenizer.added_tokens_decoder]
+    return dict.fromkeys(special, "the chat template") | found

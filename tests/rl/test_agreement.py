@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.agreement import diagnose, expected_stop_ids, written_end_of_turn
+from rl.selftest import diagnose, expected_stop_ids
 from tests.fakes import word_tokenizer
 
 CHAT = "{% for m in messages %}{{ m.role }} : {{ m.content }} <end> {% endfor %}"
@@ -30,8 +30,6 @@ def test_the_end_that_a_chat_template_writes_is_found(
     words = ["<pad>", "<bos>", "<eos>", "user", "assistant", "forty-two", "?", ":", "!", "<end>"]
     tokenizer = word_tokenizer(words, additional_special_tokens=["<end>"])
     tokenizer.chat_template = template
-    found = written_end_of_turn(tokenizer)
-    assert found == (None if written is None else words.index(written))
     expected = {} if written is None else {words.index(written): "the chat template"}
     assert expected_stop_ids(tokenizer, tmp_path) == {words.index("<eos>"): "the tokenizer"} | expected
 
