@@ -28,8 +28,7 @@ import psutil
 
 from rewards.pool import RewardPool
 from rewards.tasks import load_task
-from rl.evalcommand import EvalRequest, make_exam
-from rl.evaltarget import open_sampler, resolve_target
+from rl.evalcommand import EvalRequest, make_exam, open_sampler, parse_request, resolve_target
 from rl.provenance import versions
 from rl.rundir import write_json
 from rollout.collect import Examiner, gather_all
@@ -71,16 +70,16 @@ def options() -> argparse.Namespace:
 
 def request_of(args: argparse.Namespace) -> EvalRequest:
     """The evaluation that is measured: four samples at three budgets."""
-    return EvalRequest(
-        target=args.model, tasks=(args.task,), problems=32 if args.quick else 128, split="test", ks=(1, 4),
-        budgets=(0, 32, None), prompts=("cot",), shots=0, temperature=1.0, max_tokens=192, answer=32, reward=None,
+    return parse_request(
+        target=args.model, tasks=[args.task], problems=32 if args.quick else 128, split="test", ks="1,4",
+        budgets="0,32,none", prompts="cot", shots=0, temperature=1.0, max_tokens=192, answer=32, reward=None,
         sampler=args.sampler, think=True, tokenizer=None, seed=0, out=None, resume=False, as_json=False,
     )  # fmt: skip
 
 
 async def full(request: EvalRequest, template: Template, sampler: Sampler, exact: bool) -> float:
     """Seconds of the whole evaluation."""
-    began, plan = time.monotonic(), request.plan()
+    began, plan = time.monotonic(), request.plan
     with tempfile.TemporaryDirectory() as scratch:
         questions, task_of = make_exam(request, [load_task(spec) for spec in request.tasks], template)
         kept = EvalStore(Path(scratch) / "e.samples.jsonl.zst", asdict(plan), resume=False)
@@ -123,12 +122,12 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     raw: dict[str, list[float]] = {"bare": [], "full": [], "bare_cpu": [], "full_cpu": []}
     async with open_sampler(target, 1024, request.seed) as sampler:
         recorder = Recorder(sampler)
-        await full(request, template, recorder, target.exact)
+        await full(request, template, recorder, target.sampler == "transformers")
         for _ in range(5 if args.quick else 7):
             before = cpu_seconds()
             alone, tokens = await bare(sampler, recorder.requests)
             between = cpu_seconds()
-            whole = await full(request, template, sampler, target.exact)
+            whole = await full(request, template, sampler, target.sampler == "transformers")
             cpu = {"bare_cpu": between - before, "full_cpu": cpu_seconds() - between}
             for name, value in ({"bare": alone, "full": whole} | cpu).items():
                 raw[name].append(value)

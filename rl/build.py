@@ -42,8 +42,7 @@ class Setup:
         """The first `eval.problems` (on test `eval.test_problems`) of a split, or all where it has fewer."""
         size, config = self.task.size(split), self.config.eval
         count = config.test_problems or config.problems if split == "test" else config.problems
-        count = count if size is None else min(size, count)
-        return [self.task.problem(i, split) for i in range(count)]
+        return [self.task.problem(i, split) for i in range(count if size is None else min(size, count))]
 
     def spec_of(self, problem: Problem) -> Any:
         """The reward that scores a problem: the configuration's, else the row's own, else the task's."""
@@ -79,8 +78,8 @@ def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
         problems += found
     longest = max(len(question.prompt_ids) for question in make_questions(problems, template, "cot"))
     closing = len(template.close_ids) if config.model.think else 0  # a forced close is inserted on top
-    unscanned = 8 * (count == PROBLEMS_SCANNED)  # room for what was not scanned
-    context = longest + unscanned + config.rollout.max_tokens + closing
+    longest += 8 * (count == PROBLEMS_SCANNED)  # room for what was not scanned
+    context = longest + config.rollout.max_tokens + closing
     limit = model_context(str(shapes_path(config.model.path)))
     if context > limit:
         raise BadInput(
@@ -99,22 +98,18 @@ def model_context(path: str) -> int:
 
 
 def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
-    """Load the policy (of a checkpoint where one is given) and, where the objective needs it, the reference.
-
-    What is trained is fp32 whatever is computed and served in: bf16 weights lose small updates. With LoRA the base is
-    frozen, hence held as it is served, and without its adapter it is the reference.
-    """
+    """Load the policy (of a checkpoint where one is given) and, where the objective needs it, the reference."""
     from rl.learner import Learner
     from rl.model import add_adapter, load_policy, twin
     from rl.presets import resolve_objective
 
     model, seed, reference = config.model, config.seed, None
     objective = resolve_objective(config.algorithm, config.objective)
-    if model.lora is None:
+    if model.lora is None:  # fp32 whatever is computed and served in: bf16 weights lose small updates
         policy, _ = load_policy(checkpoint or model.path, "float32", seed)
         if objective.needs_reference:
             reference, _ = load_policy(model.path, "float32", seed)
-    else:
+    else:  # the base is frozen, hence held as it is served, and without its adapter it is the reference
         policy, _ = load_policy(model.path, model.dtype, seed)
         reference = twin(policy) if objective.needs_reference else None
         add_adapter(policy, model.lora, seed, model.path, checkpoint)

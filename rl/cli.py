@@ -1,18 +1,29 @@
 """The `ponder` command: thin; each command imports what it needs when it runs, so that --help is quick."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from statistics import fmean
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from rl.cli_data import rewards_app, tasks_app
+from rewards.errors import BadInput
+from rewards.pool import RewardPool
+from rewards.types import Problem, Split
 from rl.exits import CheckFailed, run_command
 from rl.train import EPILOG, Overrides, train
+
+T = TypeVar("T")
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Limit = Annotated[float, typer.Option("--time-limit", min=0.01, help="seconds an item may take")]
+Workers = Annotated[int, typer.Option(min=1, help="worker processes")]
+Reward = Annotated[str, typer.Option(help='name, module:function, file.py:function or \'{"use": …, "args": …}\'')]
+Memory = Annotated[float, typer.Option("--memory-gb", min=0.01, help="GiB an item may add")]
+TaskName = Annotated[str, typer.Argument(help="NAME, 'NAME?numbers=3' or path.jsonl")]
 
 app = typer.Typer(
     name="ponder",
@@ -22,13 +33,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+tasks_app = typer.Typer(help="List, sample and check problem sources.", no_args_is_help=True)
+rewards_app = typer.Typer(help="List, try, check and compare rewards.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and document the configuration.", no_args_is_help=True)
 app.command("train", epilog=EPILOG)(train)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(config_app, name="config")
-
-AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON")]
 
 
 @config_app.command("show", epilog="Example: ponder config show configs/quickstart.yaml train.steps=5")
@@ -51,8 +62,7 @@ def config_docs(
     text = configuration_markdown()
     if not check:
         write_atomic(out, text)
-        return
-    if not out.exists() or out.read_text() != text:
+    elif not out.exists() or out.read_text() != text:
         print(f"{out} is not current; run `ponder config docs`", file=sys.stderr)
         raise CheckFailed
 
@@ -76,23 +86,19 @@ def serve(config: str, overrides: Overrides = None) -> None:
     asyncio.run(serve_forever(load_config(config, overrides or [])))
 
 
-@app.command(
-    "eval", epilog="Example: ponder eval runs/first --task 'countdown?numbers=3' --problems 256 --k 1,4 --budget 0,64"
-)
+@app.command("eval", epilog="Example: ponder eval runs/first --task 'countdown?numbers=3' --k 1,4 --budget 0,64")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_URL")],
     tasks: Annotated[list[str], typer.Option("--task", help="task string; several: again, or between commas")],
     problems: Annotated[int, typer.Option(min=1, help="problems of each task")] = 256,
     split: Annotated[Literal["test", "val", "all"], typer.Option(help="which problems")] = "test",
     ks: Annotated[str, typer.Option("--k", help="k of pass@k; the largest is the number of samples a problem")] = "1",
-    budgets: Annotated[
-        str, typer.Option("--budget", help="thinking caps in tokens, comma separated; none or empty = no cap")
-    ] = "",
+    budgets: Annotated[str, typer.Option("--budget", help="caps on thinking in tokens; none or empty = no cap")] = "",
     prompts: Annotated[str, typer.Option("--prompt", help="cot, direct, fewshot, comma separated")] = "cot",
     shots: Annotated[int, typer.Option(min=1, help="worked examples of a fewshot prompt, from train")] = 3,
     temperature: Annotated[float, typer.Option(min=0, help="0 = greedy")] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="tokens of a chain; default: 512, or the largest budget and the answer")
+        int | None, typer.Option(min=1, help="of a chain; default: 512, or as --budget needs")
     ] = None,
     answer: Annotated[int, typer.Option(min=1, help="of these, tokens for the answer behind a forced close")] = 64,
     reward: Annotated[str | None, typer.Option(help="reward to score with; default: the task's own")] = None,
@@ -115,9 +121,7 @@ def evaluate(
 def scaling(
     sources: Annotated[list[Path], typer.Argument(metavar="RUN|EVAL…", help="run directories, evaluation files")],
     out: Annotated[Path | None, typer.Option(help="directory of the pictures; default: the run's")] = None,
-    x: Annotated[
-        Literal["flops", "tokens", "steps", "seconds"], typer.Option(help="what the training axis counts")
-    ] = "flops",
+    x: Annotated[Literal["flops", "tokens", "steps", "seconds"], typer.Option(help="training axis's unit")] = "flops",
     as_json: AsJson = False,
 ) -> None:
     """Fit and draw accuracy against training compute and against thinking, and say whether each rises."""
@@ -145,12 +149,11 @@ def report(
 @app.command("pretrain", epilog="Example: ponder pretrain configs/pretrain_tiny.yaml steps=200 out=runs/base")
 def pretrain(config: str, overrides: Overrides = None) -> None:
     """Make a base model by next-word prediction on countdown search traces."""
+    from rl import pretrain as base
     from rl.config import load_section
-    from rl.pretrain import PretrainConfig
-    from rl.pretrain import pretrain as run_pretrain
 
-    settings = load_section(PretrainConfig, config, overrides or [])
-    print(f"{settings.out}: {run_pretrain(settings):.3f} nats a token")
+    settings = load_section(base.PretrainConfig, config, overrides or [])
+    print(f"{settings.out}: {base.pretrain(settings):.3f} nats a token")
 
 
 @app.command("doctor", epilog="Example: ponder doctor")
@@ -160,6 +163,186 @@ def doctor(as_json: AsJson = False) -> None:
 
     if run_doctor(as_json):
         raise CheckFailed
+
+
+@tasks_app.command("list", epilog="Example: ponder tasks list --json")
+def tasks_list(as_json: AsJson = False) -> None:
+    """List the built-in tasks with their parameters."""
+    from rewards.tasks import list_tasks
+
+    rows = list_tasks()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']}: {row['description']}")
+        for name, parameter in row["parameters"].items():
+            print(f"    {name}={parameter['default']}  {parameter['help']}")
+    print("path.jsonl: problems of your own, one {prompt, answer, …} a line")
+
+
+@tasks_app.command("sample", epilog="Example: ponder tasks sample 'countdown?numbers=3' -n 5 --split test")
+def tasks_sample(
+    name: TaskName,
+    count: Annotated[int, typer.Option("-n", min=1, help="problems")] = 5,
+    split: Annotated[Split, typer.Option(help="which split")] = "train",
+    seed: Annotated[int, typer.Option(help="seed of the problems")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show problems as a run with this seed would draw them."""
+    from rewards.tasks import load_task
+
+    task = load_task(name, seed)
+    size = task.size(split)
+    problems = [task.problem(index, split) for index in range(count if size is None else min(count, max(1, size)))]
+    if as_json:
+        print(json.dumps([asdict(problem) for problem in problems], indent=1))
+        return
+    for p in problems:
+        print(f"{p.id}  (difficulty {p.difficulty:g})\n  prompt: {p.prompt}\n  answer: {p.answer}")
+
+
+@tasks_app.command("check", epilog="Example: ponder tasks check mine.jsonl -n 200")
+def tasks_check(
+    name: TaskName,
+    count: Annotated[int, typer.Option("-n", min=1, help="problems (of a file: the first ones of each split)")] = 20,
+    seed: Annotated[int, typer.Option(help="seed of the problems")] = 0,
+    tokenizer: Annotated[Path | None, typer.Option(help="model directory to count tokens with; default: words")] = None,
+    time_limit: Limit = 1.0,
+    workers: Workers = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Check that every gold answer is scored correct; exit 1 when one is not."""
+    from rewards.gold import first_problems, score_gold
+    from rewards.tasks import load_task
+    from rollout.prompt import load_tokenizer
+
+    task = load_task(name, seed)
+    problems = list(first_problems(task, count))
+    shown = _track(problems, "checking")
+    found = _in_pool(lambda pool: score_gold(pool, task, shown, lambda p: p.reward), workers, time_limit)
+    wrong = [gold for gold in found if not gold.score.correct]
+    count, right, seconds = len(found), len(found) - len(wrong), fmean(gold.seconds for gold in found)
+    chains = [text for p in problems if isinstance(text := p.meta.get("gold"), str)]
+    split = load_tokenizer(tokenizer).tokenize if tokenizer else str.split
+    tokens = fmean(len(split(text)) for text in chains) if chains else None
+    if as_json:
+        rows = [{"id": g.problem.id, "status": g.score.status, "detail": g.score.detail} for g in wrong]
+        row = {"task": name, "checked": count, "correct": right, "seconds_mean": seconds, "chain_tokens_mean": tokens}
+        print(json.dumps(row | {"wrong": rows}, indent=1))
+    else:
+        lines = [*map(str, wrong), f"{name}: {right} of {count} gold answers are correct ({right / count:.1%})"]
+        print(*lines, sep="\n", end=f", {seconds:.4f} s each\n")
+        if tokens is not None:
+            print(f"{name}: gold chains of {tokens:.0f} {'tokens' if tokenizer else 'words'} on average")
+        if dropped := getattr(task, "dropped", 0):
+            print(f"{name}: {dropped} rows dropped, since their content is held out in another split")
+    if wrong:
+        raise CheckFailed(name)
+
+
+@rewards_app.command("list", epilog="Example: ponder rewards list")
+def rewards_list(as_json: AsJson = False) -> None:
+    """List rewards that have a name, with the source of each."""
+    from rewards.registry import list_rewards
+
+    rows = list_rewards()
+    lines = [f"{row['name']}: {row['source']}" for row in rows]
+    lines.append("and your own: module:function, path/file.py:function")
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(lines))
+
+
+@rewards_app.command("score", epilog="Example: ponder rewards score --reward my_rewards.py:reward < responses.jsonl")
+def rewards_score(reward: Reward, time_limit: Limit = 1.0, memory_gb: Memory = 1.0, workers: Workers = 2) -> None:
+    """Score responses: JSONL {response, answer, id?, prompt?, …} on stdin, a JSON line for each on stdout, in order."""
+    from rewards.gold import in_order
+    from rewards.tasks.jsonl import parse_object
+
+    spec, tries = _read_spec(reward), []
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        if line.strip():
+            row = parse_object(f"stdin, line {number}", line)
+            id, response, truncated = row.pop("id", None), row.pop("response", None), bool(row.pop("truncated", False))
+            if not isinstance(response, str):
+                raise BadInput(f"stdin, line {number}: no text 'response'; each line is {{response, answer, …}}")
+            name, prompt = str(number if id is None else id), row.pop("prompt", None) or ""
+            problem = Problem(name, "stdin", prompt, row.pop("answer", None), key=str(number), meta=row)
+            tries.append((id, response, problem, spec, truncated))  # the id comes back as it came
+    shown = sys.stderr.isatty() and not sys.stdout.isatty()  # never among the results
+
+    async def run(pool: RewardPool) -> None:
+        await pool.load(spec)
+        async for score, seconds in in_order(pool.timed(*one) for one in _track(tries, "scoring", shown)):
+            row = {"id": score.id, "score": score.value, "correct": score.correct, "status": score.status,
+                   "parts": score.parts, "detail": score.detail, "seconds": round(seconds, 6)}  # fmt: skip
+            print(json.dumps(row), flush=True)
+
+    _in_pool(run, workers, time_limit, memory_gb)
+
+
+@rewards_app.command("check", epilog="Example: ponder rewards check my_rewards.py:reward --task mine.jsonl")
+def rewards_check(
+    reward: Annotated[str, typer.Argument(help="as for score")],
+    task: Annotated[str | None, typer.Option(help="take problems and their gold answers from this task")] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="problems of the task")] = 5,
+    time_limit: Limit = 1.0,
+    workers: Workers = 2,
+) -> None:
+    """Try a reward on gold answers, near misses, empty, huge and hostile responses; exit 1 where one misbehaves."""
+    from rl.tryout import probe_reward
+
+    spec = _read_spec(reward)
+    table, wrong = _in_pool(lambda pool: probe_reward(pool, spec, task, count), workers, time_limit)
+    print(*table, *wrong, sep="\n")
+    if wrong:
+        raise CheckFailed(reward)
+
+
+@rewards_app.command("rescore", epilog="Example: ponder rewards rescore runs/first --reward math --steps 5-10")
+def rewards_rescore(
+    run: Annotated[Path, typer.Argument(help="run directory; it is only read")],
+    reward: Reward,
+    steps: Annotated[str, typer.Option(help="`7` or `5-10`; default: all")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="chains at most")] = None,
+    show: Annotated[int, typer.Option("-n", min=0, help="changed chains that are shown")] = 10,
+    time_limit: Limit = 1.0,
+    memory_gb: Memory = 1.0,
+    workers: Workers = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run's stored chains with another reward, and show old and new verdicts side by side."""
+    from rl.tryout import describe, rescore, stored_chains
+
+    spec, chains = _read_spec(reward), _track(stored_chains(run, steps, limit), "scoring")
+    found = _in_pool(lambda pool: rescore(pool, run, spec, chains), workers, time_limit, memory_gb)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(describe(found, show)))
+
+
+def _read_spec(text: str) -> Any:
+    """A reward as given on the command line: JSON where it begins with a brace. Raises BadInput."""
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else text
+    except ValueError as error:
+        raise BadInput(f'--reward {text!r} is not JSON ({error}); write \'{{"use": …, "args": {{…}}}}\'') from None
+
+
+def _in_pool(work: Callable[[RewardPool], Coroutine[Any, Any, T]], *limits: Any) -> T:
+    """Do what needs a pool of rewards."""
+
+    async def run() -> T:
+        async with RewardPool(*limits) as pool:
+            return await work(pool)
+
+    return asyncio.run(run())
+
+
+def _track(items: Iterable[T], what: str, shown: bool | None = None) -> Iterable[T]:
+    """The items behind a bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    disable = not (sys.stderr.isatty() if shown is None else shown)
+    return track(items, what, console=Console(stderr=True), transient=True, disable=disable)
 
 
 def main() -> None:

@@ -1,92 +1,86 @@
 """`ponder eval`: a model directory, a run or a server's URL -> evaluation cells, printed and written."""
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
 import re
+import secrets
 import sys
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, NamedTuple, get_args
 
+import httpx
 from rich.console import Console
 from rich.table import Column, Table
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
 from rewards.tasks import Task, is_task, load_task
+from rewards.tasks.base import SPLITS
 from rewards.tasks.mixture import qualified
-from rewards.types import Problem, Split
+from rewards.types import Problem
 from rl.build import model_context
-from rl.evaltarget import Target, open_sampler, resolve_target
+from rl.checkpoint import latest_checkpoint
 from rl.exits import Stopped, StopSignal
 from rl.progress import RunProgress
 from rl.provenance import result_file
-from rl.rundir import write_json
-from rollout.client import ServerDown
+from rl.rundir import RunDir, open_run, write_json
+from rollout.client import ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
 from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
 from rollout.prompt import Shot, Style, Template
+from rollout.server.argv import ServerSpec
+from rollout.server.hardware import probe
+from rollout.server.middleware import KEY_VARIABLE
+from rollout.server.process import ServerProcess, free_port
+from rollout.types import Sampler
 
-PLAIN_WIDTH = 140  # columns of the table in a file or a pipe
-MAX_TOKENS = 512  # tokens of a chain where neither --max-tokens nor a budget asks for more
+EvalRequest = SimpleNamespace  # the options of rl.cli.evaluate with the lists among them parsed, and `plan`
 
 
-@dataclass(frozen=True)
-class EvalRequest:
-    """The command line, parsed."""
+class Target(NamedTuple):
+    """What is evaluated: a directory with config and tokenizer, and where its weights are."""
 
-    target: str
-    tasks: tuple[str, ...]
-    problems: int
-    split: str  # a Split, or all
-    ks: tuple[int, ...]
-    budgets: tuple[int | None, ...]
-    prompts: tuple[Style, ...]
-    shots: int
-    temperature: float
-    max_tokens: int | None
-    answer: int
-    reward: str | None
-    sampler: str
+    name: str  # of the cells; a server's URL
+    path: str
     think: bool
-    tokenizer: Path | None
-    seed: int
-    out: Path | None
-    resume: bool
-    as_json: bool
-
-    def plan(self) -> Plan:
-        """How each problem is asked. Raises BadInput for what does not fit together."""
-        if self.temperature == 0 and max(self.ks) > 1:
-            raise BadInput(f"--temperature 0 gives the same chain {max(self.ks)} times; use --k 1, or a temperature")
-        if "fewshot" in self.prompts and self.split == "all":
-            raise BadInput("--prompt fewshot takes its examples from train, which --split all asks; use test or val")
-        needed = max((b + self.answer for b in self.budgets if b is not None), default=0)
-        if self.max_tokens is not None and self.max_tokens < needed:
-            raise BadInput(
-                f"the largest --budget and --answer {self.answer} need {needed} tokens, --max-tokens is "
-                f"{self.max_tokens}; raise it, or leave it out"
-            )
-        max_tokens = self.max_tokens or max(MAX_TOKENS, needed)
-        return Plan(max(self.ks), self.temperature, self.budgets, max_tokens, self.answer, self.seed)
+    sampler: str  # vllm, transformers (the same asked at once gives the same bits), server (has the model already)
 
 
 def parse_request(tasks: list[str], ks: str, budgets: str, prompts: str, **others: Any) -> EvalRequest:
-    """The options of the command line; the lists among them come as text. Raises BadInput."""
+    """The options of the command line; the lists among them come as text. Raises BadInput, also for a bad mix."""
     numbers = parse_list(ks, "--k", "0*[1-9][0-9]*", "whole numbers, 1 or more")
     caps = parse_list(budgets, "--budget", "[0-9]+|none", "whole numbers, 0 or more, or none")
-    styles: Any = parse_list(prompts, "--prompt", "|".join(get_args(Style)), ", ".join(get_args(Style)))
-    return EvalRequest(
+    request = EvalRequest(
         tasks=parse_tasks(tasks),
         ks=tuple(map(int, numbers)) or (1,),
         budgets=tuple(None if cap == "none" else int(cap) for cap in caps) or (None,),
-        prompts=styles or ("cot",),
+        prompts=parse_list(prompts, "--prompt", "|".join(get_args(Style)), ", ".join(get_args(Style))) or ("cot",),
         **others,
     )
+    samples, given, answer = max(request.ks), request.max_tokens, request.answer
+    if request.resume and request.out is None:
+        raise BadInput("--resume goes on with the chains beside --out F.json; name it")
+    if request.temperature == 0 and samples > 1:
+        raise BadInput(f"--temperature 0 gives the same chain {samples} times; use --k 1, or a temperature")
+    if "fewshot" in request.prompts and request.split == "all":
+        raise BadInput("--prompt fewshot takes its examples from train, which --split all asks; use test or val")
+    needed = max((cap + answer for cap in request.budgets if cap is not None), default=0)
+    if given is not None and given < needed:
+        raise BadInput(
+            f"the largest --budget and --answer {answer} need {needed} tokens, --max-tokens is {given}; raise it, or "
+            "leave it out"
+        )
+    sizes = (given or max(512, needed), answer, request.seed)
+    request.plan = Plan(samples, request.temperature, request.budgets, *sizes)
+    return request
 
 
 def parse_list(text: str, option: str, pattern: str, words: str) -> tuple[str, ...]:
@@ -103,25 +97,21 @@ def parse_tasks(texts: list[str]) -> tuple[str, ...]:
     for text in texts:
         parts = text.split(",")
         found += parts if all(map(is_task, parts)) and not Path(text).exists() else [text]
-    for name in found:
-        if found.count(name) > 1:
-            raise BadInput(f"--task {name} is given twice")
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise BadInput(f"--task {twice[0]} is given twice")
     return tuple(found)
 
 
 def run_eval(request: EvalRequest) -> None:
     """Evaluate, write and print; everything that can be refused is refused before a server starts."""
-    out = request.out
-    if request.resume and out is None:
-        raise BadInput("--resume goes on with the chains beside --out F.json; name it")
-    plan = request.plan()
+    out, plan = request.out, request.plan
     tasks = [load_task(spec, seed=request.seed) for spec in request.tasks]
     target = resolve_target(request.target, request.sampler, request.think, request.tokenizer)
     template = Template.load(target.path, think=target.think)
     for style in request.prompts:
         plan.of(style).check(template)
     questions, task_of = make_exam(request, tasks, template)
-    asked = {} if out is None else what_was_asked(request, target, plan, questions)
+    asked = {} if out is None else what_was_asked(request, target, questions)
     samples = None if out is None else out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
     kept = EvalStore(samples, asked, request.resume)
     asyncio.run(_answer(target, template, plan, questions, kept))
@@ -134,23 +124,37 @@ def run_eval(request: EvalRequest) -> None:
         write_json(out, result)
     if request.as_json:
         print(json.dumps(result, indent=1))
-    else:
-        Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(_table(cells))
+        return
+    names = ["prompt", "budget", "pass@1", "95 % interval", "pass@k", "tokens", "truncated", "unparsed", "forced"]
+    table = Table(Column("task", overflow="fold"), *names)
+    for cell in cells:
+        budget = "no cap" if cell["budget"] is None else str(cell["budget"])
+        accuracy = [f"{cell['pass@1']:.3f}", "{:.3f} to {:.3f}".format(*cell["ci95"])]
+        accuracy.append("  ".join(f"{k}: {value:.3f}" for k, value in cell["pass@k"].items()))
+        shares = [f"{cell[share]:.0%}" for share in ("truncated", "unparsed", "forced_closed")]
+        table.add_row(cell["task"], cell["prompt"], budget, *accuracy, f"{cell['tokens_mean']:.0f}", *shares)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)  # room for it in a file or a pipe
 
 
 def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> tuple[list[Question], dict[str, str]]:
     """All tasks' problems, with their rewards, in all prompt styles; {problem id: its task string}. Raises BadInput."""
-    chosen = [(qualified(task, problem), task) for task in tasks for problem in _problems(task, request)]
-    problems = [replace(p, reward=request.reward or p.reward or task.reward) for p, task in chosen]
-    task_of = {problem.id: task.name for problem, task in chosen}
+    problems: list[Problem] = []
+    task_of: dict[str, str] = {}
+    for task in tasks:
+        found: list[Problem] = []
+        for split in SPLITS if request.split == "all" else [request.split]:
+            size, count = task.size(split), request.problems - len(found)
+            found += [task.problem(i, split) for i in range(count if size is None else min(size, count))]
+        if not found:
+            raise BadInput(f"task {task.name} has no {request.split} problems; try --split all, or give rows a split")
+        named = [qualified(task, problem) for problem in found]
+        problems += [replace(p, reward=request.reward or p.reward or task.reward) for p in named]
+        task_of |= {p.id: task.name for p in named}
     shots = {task.name: worked_examples(task, request.shots) for task in tasks if "fewshot" in request.prompts}
-
-    def examples(problem: Problem) -> list[Shot]:
-        return shots[task_of[problem.id]]
-
+    shots_of: dict[str, Callable[[Problem], list[Shot]]] = {"fewshot": lambda problem: shots[task_of[problem.id]]}
     questions: list[Question] = []
     for style in request.prompts:
-        questions += make_questions(problems, template, style, examples if style == "fewshot" else lambda _: [])
+        questions += make_questions(problems, template, style, shots_of.get(style, lambda _: []))
     return questions, task_of
 
 
@@ -163,31 +167,23 @@ def worked_examples(task: Task, count: int) -> list[Shot]:
     return [(problem.prompt, task.gold(problem)) for problem in problems]
 
 
-def _problems(task: Task, request: EvalRequest) -> list[Problem]:
-    found: list[Problem] = []
-    for split in get_args(Split):
-        if request.split in (split, "all"):
-            size, count = task.size(split), request.problems - len(found)
-            found += [task.problem(i, split) for i in range(count if size is None else min(size, count))]
-    if not found:
-        raise BadInput(f"task {task.name} has no {request.split} problems; try --split all, or give rows a split")
-    return found
-
-
-def what_was_asked(request: EvalRequest, target: Target, plan: Plan, questions: list[Question]) -> dict[str, Any]:
+def what_was_asked(request: EvalRequest, target: Target, questions: list[Question]) -> dict[str, Any]:
     """What the chains of an evaluation depend on, for --resume to compare."""
     rows = [[q.style, q.prompt_ids, asdict(q.problem)] for q in questions]
+    weights = target.name  # of a server nothing more can be told
+    if target.sampler != "server":
+        digest = hashlib.sha256()
+        for file in sorted(Path(target.path).iterdir()):
+            if file.suffix in (".safetensors", ".bin", ".gguf") or file.name == "config.json":
+                with file.open("rb") as opened:
+                    digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+        weights = digest.hexdigest()[:16]
     return {
-        "model": target.name,
-        "weights": target.fingerprint(),
-        "sampler": target.sampler,
-        "tasks": list(request.tasks),
-        "split": request.split,
-        "prompts": list(request.prompts),
-        "shots": request.shots if "fewshot" in request.prompts else 0,
-        **asdict(plan),
+        "model": target.name, "weights": weights, "sampler": target.sampler, "tasks": list(request.tasks),
+        "split": request.split, "prompts": list(request.prompts),
+        "shots": request.shots if "fewshot" in request.prompts else 0, **asdict(request.plan),
         "problems and prompts": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
-    }
+    }  # fmt: skip
 
 
 async def _answer(target: Target, template: Template, plan: Plan, questions: list[Question], kept: EvalStore) -> None:
@@ -207,7 +203,7 @@ async def _answer(target: Target, template: Template, plan: Plan, questions: lis
                 examiner = Examiner(sampler, template, pool, lambda problem: problem.reward, plan)
                 kept.begin()
                 with RunProgress(total, total - plan.samples * left) as progress:
-                    await answer_all(examiner, questions, kept, target.exact, progress.chain)
+                    await answer_all(examiner, questions, kept, target.sampler == "transformers", progress.chain)
 
     with StopSignal() as stop:
         try:
@@ -219,18 +215,58 @@ async def _answer(target: Target, template: Template, plan: Plan, questions: lis
             raise (Stopped(error.signum, done) if isinstance(error, Stopped) else Fault(f"{error}{done}")) from None
 
 
-def _table(cells: list[dict[str, Any]]) -> Table:
-    names = ["prompt", "budget", "pass@1", "95 % interval", "pass@k", "tokens", "truncated", "unparsed", "forced"]
-    table = Table(Column("task", overflow="fold"), *names)
-    for cell in cells:
-        table.add_row(
-            cell["task"],
-            cell["prompt"],
-            "no cap" if cell["budget"] is None else str(cell["budget"]),
-            f"{cell['pass@1']:.3f}",
-            "{:.3f} to {:.3f}".format(*cell["ci95"]),
-            "  ".join(f"{k}: {value:.3f}" for k, value in cell["pass@k"].items()),
-            f"{cell['tokens_mean']:.0f}",
-            *(f"{cell[share]:.0%}" for share in ("truncated", "unparsed", "forced_closed")),
-        )
-    return table
+def resolve_target(text: str, sampler: str, think: bool, tokenizer: Path | None) -> Target:
+    """A URL, a run directory (its newest checkpoint) or a model directory. Raises BadInput."""
+    if text.startswith(("http://", "https://")):
+        root: Any = tokenizer
+        if not (key := os.environ.get(KEY_VARIABLE)):
+            raise BadInput(f"a server's URL needs its key in the environment variable {KEY_VARIABLE}")
+        try:
+            if root is None:
+                answer = httpx.get(f"{text}/v1/models", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+                root = answer.raise_for_status().json()["data"][0]["root"]
+        except (httpx.HTTPError, KeyError, ValueError) as error:
+            raise BadInput(
+                f"{text} does not tell which model it serves ({error}); give --tokenizer DIRECTORY"
+            ) from None
+        return Target(text, str(root), think, "server")
+    if RunDir(Path(text)).config.is_file():
+        run, config = open_run(Path(text))
+        found = latest_checkpoint(run.checkpoints, lambda line: print(f"ponder: {line}", file=sys.stderr))
+        if found is None:
+            raise BadInput(f"{text} is a run without a checkpoint; let it reach train.checkpoint_every steps")
+        return Target(f"{text}@{found.step}", str(found.path), config.model.think and think, sampler)
+    model_context(text)
+    return Target(text, text, think, sampler)
+
+
+@contextlib.asynccontextmanager
+async def open_sampler(target: Target, context: int, seed: int) -> AsyncIterator[Sampler]:
+    """What samples from the target, with room for `context` tokens; a server that it takes ends with the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        if target.sampler == "server":
+            sampler: Sampler = VllmClient([target.name], os.environ[KEY_VARIABLE], context=context)
+        elif target.sampler == "transformers":
+            from rl.model import load_policy
+            from rollout.transformers_sampler import TransformersSampler
+
+            model, _ = load_policy(target.path, "float32", seed, attention="sdpa")
+            sampler = TransformersSampler(model, context=context, pad_id=0)
+        else:
+            from rl.model import has_weights, load_policy, save_model
+
+            scratch, path = Path(tempfile.mkdtemp(prefix="ponder-eval-")), target.path  # removed with the server
+            if not has_weights(path):
+                path = str(scratch / "model")
+                save_model(load_policy(target.path, "float32", seed)[0], target.path, path)
+            spec = ServerSpec(
+                model=path, dtype="float32", max_model_len=context, seed=seed, port=free_port(), sync_dir=None,
+                load_format="auto", kv_cache_gb=1.0, gpu_memory_utilization=0.9, eager=True, threads=None,
+            )  # fmt: skip
+            key, log = secrets.token_urlsafe(24), scratch / "server.log"
+            print("ponder: starting vLLM", file=sys.stderr)
+            server = await ServerProcess.start(spec, log=log, key=key, hardware=probe(), owned_dirs=(scratch,))
+            stack.push_async_callback(server.stop)
+            sampler = VllmClient([server.url], key, context=context)
+        stack.push_async_callback(sampler.aclose)
+        yield sampler

@@ -42,8 +42,7 @@ def launch(
     if samples is not None and not samples.is_file():
         raise BadInput(f"--replay {replay}: no {samples.name} there; name a run directory that holds chains")
     with run.lock():
-        warn = partial(print, "ponder:", file=sys.stderr)
-        checkpoint = latest_checkpoint(run.checkpoints, warn) if resume else None
+        checkpoint = latest_checkpoint(run.checkpoints, partial(print, "ponder:", file=sys.stderr)) if resume else None
         if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint:
             raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
         if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
@@ -101,10 +100,7 @@ async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None
 
 
 async def check_gold(setup: Setup, pool: RewardPool) -> None:
-    """Load the rewards and score gold answers before anything heavy starts. Raises BadInput naming the rows.
-
-    A plugin that does not like all of them is only told so: it may well judge something else.
-    """
+    """Load the rewards and score gold answers before anything heavy starts. Raises BadInput naming the rows."""
     config, task, spec_of, say = setup.config, setup.task, setup.spec_of, partial(print, sep="\n    ")
     parts = getattr(task, "parts", [task])
     for spec in [config.reward] if config.reward is not None else task.rewards:
@@ -114,7 +110,7 @@ async def check_gold(setup: Setup, pool: RewardPool) -> None:
     begun = [score_gold(pool, part, first_problems(part), spec_of, GOLD_SECONDS / len(parts)) for part in parts]
     found = [gold for part in begun for gold in await part]
     bad = [gold for gold in found if not gold.score.correct]
-    own = config.reward is None
+    own = config.reward is None  # a plugin that refuses some is only told so: it may well judge something else
     rows = [g for g in bad if spec_of(g.problem) in VERIFIERS or (own and g.score.status not in FAILED)]
     if rows:
         raise BadInput(

@@ -1,7 +1,5 @@
 """How a run's chains are scored: timed, its failures named, a sample of the answers judged wrong heard again."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter
@@ -25,46 +23,39 @@ COUNTS = ("checked", "disagreed", "wrong", "right")  # heard again; found right 
 
 
 class RunScorer:
-    """A run's reward pool, which knows for how many seconds anything was being scored; much overlaps with sampling.
-
-    A share of the answers judged wrong is given to a second verifier at once, where one makes sense; `path` takes what
-    they disagree about.
-    """
+    """A run's reward pool, timed; a second verifier hears some answers judged wrong, `path` takes what they dispute."""
 
     def __init__(self, pool: RewardPool, setup: Setup, path: Path) -> None:
-        self.pool, self.setup, self.path, self.seconds = pool, setup, path, 0.0
-        self.active, self.since = 0, 0.0
+        self.pool, self.setup, self.path = pool, setup, path
+        self.active, self.since, self.seconds = 0, 0.0, 0.0  # of scoring at all; much overlaps sampling
         rollout = setup.config.rollout
         self.share = min(setup.config.rewards.audit_share, AUDITS / (rollout.problems * rollout.group_size))
         self.audits: dict[int, tuple[Counter[str], list[Row]]] = {}  # step -> counts, disagreements
 
     async def score(self, chain_id: str, response: str, problem: Problem, *args: Any, **kwargs: Any) -> Score:
-        """The pool's verdict."""
         if self.active == 0:
             self.since = time.monotonic()
         self.active += 1
         try:
             score = await self.pool.score(chain_id, response, problem, *args, **kwargs)
-            if auditable(self.setup.spec_of(problem), problem):
-                await self._hear_again(score, response, problem)
+            if not auditable(self.setup.spec_of(problem), problem):
+                return score
+            counts, rows = self.audits[int(score.id.partition("/")[0])]  # by step
+            judged_wrong = score.status in ("wrong", "unparsed")
+            counts["wrong" if judged_wrong else "right"] += judged_wrong or score.correct
+            if judged_wrong and chosen(score.id, self.share):
+                second = await self.pool.score(score.id, response, problem, SECOND)
+                counts["checked"] += second.status in ("ok", "wrong")
+                counts["disagreed"] += second.correct
+                if second.correct:
+                    row = {"id": score.id, "problem": problem.prompt, "reference": problem.answer}
+                    row |= {"first": score.status, "first_detail": score.detail, "second": second.status}
+                    rows.append(row | {"answer": final_answer(response), "response_end": response[-TAIL:]})
             return score
         finally:
             self.active -= 1
             if self.active == 0:
                 self.seconds += time.monotonic() - self.since
-
-    async def _hear_again(self, first: Score, response: str, problem: Problem) -> None:
-        counts, rows = self.audits[int(first.id.partition("/")[0])]  # by step
-        judged_wrong = first.status in ("wrong", "unparsed")
-        counts["wrong" if judged_wrong else "right"] += judged_wrong or first.correct
-        if judged_wrong and chosen(first.id, self.share):
-            second = await self.pool.score(first.id, response, problem, SECOND)
-            counts["checked"] += second.status in ("ok", "wrong")
-            counts["disagreed"] += second.correct
-            if second.correct:
-                row = {"id": first.id, "problem": problem.prompt, "reference": problem.answer, "first": first.status}
-                row |= {"first_detail": first.detail, "second": second.status, "answer": final_answer(response)}
-                rows.append(row | {"response_end": response[-TAIL:]})
 
     def begin(self, step: int) -> None:
         """Audit this step's chains from here on, and forget what was heard of it before its sampler died."""
@@ -75,10 +66,9 @@ class RunScorer:
         row = check_rewards(groups, self.setup.spec_of, self.setup.config.rewards.max_error_share, say)
         counts, disagreements = self.audits.pop(step, (Counter(), []))
         if disagreements:
+            disagreements.sort(key=lambda found: found["id"])
             with self.path.open("a") as file:
-                file.writelines(
-                    json.dumps({"step": step} | d) + "\n" for d in sorted(disagreements, key=lambda d: d["id"])
-                )
+                file.writelines(json.dumps({"step": step} | found) + "\n" for found in disagreements)
         parts = getattr(self.setup.task, "parts", [self.setup.task])
         row["rewards/skipped_rows"] = sum(getattr(part, "skipped", 0) for part in parts)
         row["time/reward"], self.seconds = self.seconds, 0.0
@@ -86,16 +76,13 @@ class RunScorer:
 
 
 def audit_figures(counts: Counter[str]) -> dict[str, float]:
-    """Counts, and the share of the right answers that the first verifier missed with its 95 % interval; {} for none.
-
-    With p = disagreed / checked it is p * wrong / (right + p * wrong); the interval is Wilson's of p, put through that.
-    """
+    """Counts, and the share of the right answers that the first verifier missed with its 95 % interval; {} for none."""
     checked, disagreed, wrong, right = (counts[name] for name in COUNTS)
     figures: dict[str, float] = {name: counts[name] for name in COUNTS}
     if checked:
         p = disagreed / checked
         for name, share in zip(("", "_low", "_high"), (p, *wilson(p, checked)), strict=True):
-            missed = share * wrong
+            missed = share * wrong  # the share's interval is Wilson's, put through p * wrong / (right + p * wrong)
             figures[f"false_negatives{name}"] = missed / (right + missed) if missed else 0.0
     return figures if wrong + right else {}
 
@@ -103,10 +90,7 @@ def audit_figures(counts: Counter[str]) -> dict[str, float]:
 def check_rewards(
     groups: Sequence[Group], spec_of: Callable[[Problem], Any], bound: float, say: Callable[[str], None]
 ) -> Row:
-    """Metrics rewards/STATUS/NAME of every reward that failed in a step; a sentence about each is said.
-
-    Raises Fault with these sentences where more than a share of `bound` of the step's chains got no verdict.
-    """
+    """Metrics rewards/STATUS/NAME of rewards that failed, each said; Fault where over `bound` of the chains did so."""
     scores = [(g.problem, c.score) for g in groups for c in g.chains if c.score is not None]
     failures: dict[str, list[Score]] = {}
     for problem, score in scores:

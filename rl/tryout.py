@@ -1,7 +1,5 @@
 """What a reward is tried on: gold answers, near misses and hostile responses; the chains that a run has stored."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,17 +44,21 @@ HOSTILE = {
 async def probe_reward(pool: RewardPool, spec: Any, task: str | None, count: int) -> tuple[list[str], list[str]]:
     """A table with a line for each kind of response, made of `count` problems of a task; and what is wrong."""
     await pool.load(spec)
-    problems, must_accept = _problems(spec, task, count)
+    name = task or next((kind.base for kind in GENERATORS.values() if kind.reward == spec), None)
+    if name is None:  # nothing says what the reward is for, so it need not accept these
+        sums = [Problem(f"2+{n}", "check", f"What is 2 + {n}?", str(2 + n), str(n)) for n in (2, 3)]
+        problems = [(problem, f"\\boxed{{{problem.answer}}}") for problem in sums]
+    else:
+        source = load_task(name)
+        problems = [(problem, source.gold(problem)) for problem in islice(first_problems(source, count), count)]
     tries = [*_responses(problems), *((kind, problems[0][0], text) for kind, text in HOSTILE.items())]
     calls = (pool.timed(p.id, text, p, spec, extras=Extras([*range(len(text.split()))])) for _, p, text in tries)
-    kinds: dict[str, list[tuple[Score, float]]] = {}
-    names = iter(kind for kind, _, _ in tries)
-    async for verdict in in_order(calls):
-        kinds.setdefault(next(names), []).append(verdict)
+    found = [verdict async for verdict in in_order(calls)]
     line = "{:21}{:24}{:14}{:9}{}".format
     table, wrong = [line("response", "status", "score", "seconds", "verdict")], []
-    for kind, verdicts in kinds.items():
-        said = [(score, what) for score, _ in verdicts if (what := _complaint(kind, score, must_accept))]
+    for kind in dict.fromkeys(kind for kind, _, _ in tries):
+        verdicts = [verdict for verdict, one in zip(found, tries, strict=True) if one[0] == kind]
+        said = [(score, what) for score, _ in verdicts if (what := _complaint(kind, score, must_accept=bool(name)))]
         wrong += [f"{kind}: {what}: {score.id}: {score.detail or 'no reason'}" for score, what in said]
         statuses = ", ".join(f"{n} {status}" for status, n in Counter(s.status for s, _ in verdicts).items())
         values = {f"{score.value:g}" for score, _ in verdicts if score.value is not None}
@@ -73,16 +75,6 @@ def _complaint(kind: str, score: Score, must_accept: bool) -> str:
     if score.status == "rejected":
         return "gold hits a limit"
     return "gold is not correct" if must_accept and not score.correct else ""
-
-
-def _problems(spec: Any, task: str | None, count: int) -> tuple[list[tuple[Problem, str]], bool]:
-    """Problems with their gold responses, and whether the reward must accept these."""
-    name = task or next((kind.base for kind in GENERATORS.values() if kind.reward == spec), None)
-    if name is None:
-        sums = [Problem(f"2+{n}", "check", f"What is 2 + {n}?", str(2 + n), str(n)) for n in (2, 3)]
-        return [(problem, f"\\boxed{{{problem.answer}}}") for problem in sums], False
-    source = load_task(name)
-    return [(problem, source.gold(problem)) for problem in islice(first_problems(source, count), count)], True
 
 
 def _responses(problems: list[tuple[Problem, str]]) -> Iterator[tuple[str, Problem, str]]:
@@ -134,8 +126,7 @@ async def rescore(pool: RewardPool, path: Path, spec: Any, chains: Iterable[Stor
     found = {"run": str(path), "reward": spec, "chains": len(rows)}
     for side in SIDES:
         values = [row[side]["value"] for row in rows if row[side]["value"] is not None]
-        correct = fmean(row[side]["correct"] for row in rows)
-        found[side] = {"mean": fmean(values) if values else None, "pass@1": correct}
+        found[side] = {"mean": fmean(values) if values else None, "pass@1": fmean(row[side]["correct"] for row in rows)}
     moves = Counter(" -> ".join(row[side]["status"] for side in SIDES) for row in rows)
     agreement = {"share": same, "ci95": wilson(same, len(rows))}
     return found | {"agreement": agreement, "moves": dict(moves.most_common()), "changed": changed}

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rewards.errors import BadInput
-from rl.cli_data import tasks_app
+from rl.cli import tasks_app
 from rl.exits import CheckFailed
 
 BYTES = str(Path(__file__).parents[2] / "configs/models/bytes-tiny")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
-from rl.cli_data import rewards_app
+from rl.cli import rewards_app
 from rl.config import parse_config
 from rl.exits import CheckFailed
 from rl.rundir import RunDir

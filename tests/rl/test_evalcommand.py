@@ -205,7 +205,7 @@ def test_worked_examples_are_train_problems_with_gold_answers(tmp_path: Path) ->
 
 def test_max_tokens_make_room_for_the_largest_budget() -> None:
     request = parsed(ks="1,4", budgets="0,512,none")
-    assert (request.plan().max_tokens, request.plan().samples) == (576, 4)
+    assert (request.plan.max_tokens, request.plan.samples) == (576, 4)
 
 
 class Server(BaseHTTPRequestHandler):
