@@ -1,13 +1,7 @@
 """Python programs, judged by running them: the last fenced block against tests, each in a fresh sandbox.
 
-Covered: a program reaches no network, no other process, no environment variable and no file but Python's own libraries,
-read-only. It can't outlive its test, nor leave the next one anything. Wall clock, CPU time, address space, processes,
-files and output are limited. What is expected never enters the sandbox; what comes out is compared outside, as text or
-as JSON: an object that calls itself equal to everything is no value at all.
-
-Not covered: bugs of the kernel and of bubblewrap (namespaces, no virtual machine); memory of all its few processes
-together; the clock and the processor it sees; programs that guess, or know the tests by heart. With `allow_unsandboxed`
-and no bubblewrap that runs, only the limits of each process hold: files and network are open, processes may stay.
+What is expected never enters the sandbox; what comes out is compared outside, as text or as JSON: an object that calls
+itself equal to everything is no value at all. What this covers, and what not: docs/decisions/code-sandbox.md.
 """
 
 import json
@@ -51,26 +45,23 @@ class Code:
         cases, program = read_tests(problem), last_program(response)
         if program is None:
             return Score(0.0, False, "unparsed", detail="no closed block of Python")
-        deadline, faults = time.monotonic() + self._total, list[str]()
+        end, whole, faults = time.monotonic() + self._total, self._limits.time_limit, list[str]()
         for number, case in enumerate(cases, 1):
-            if fault := self._fault(program, case, deadline - time.monotonic()):
+            left, output, fault = end - time.monotonic(), b"", OVER
+            limits = replace(self._limits, time_limit=min(whole, left))
+            most = 2**16 + 6 * len(as_text(case.expected))  # bytes, blanks aside; JSON may write a character as \u1234
+            try:
+                if left > 0:
+                    output, fault = self._sandbox.run(program, case.stdin, limits, most, case.mode)
+            except RuntimeError:
+                if left >= whole:  # else it was the program that left too little time to start in
+                    raise
+            if fault := fault or ("" if case.accepts(output) else "another output"):
                 faults.append(f"test {number} of {len(cases)}: {fault}")
                 if not self._partial:
                     return Score(0.0, False, "wrong", detail=faults[0])
         passed = len(cases) - len(faults)
         return Score(passed / len(cases), not faults, "wrong" if faults else "ok", detail="".join(faults[:1]))
-
-    def _fault(self, program: str, case: "Case", left: float) -> str:
-        """What is wrong with the program on this test, empty where nothing is; `left` seconds remain."""
-        limits = replace(self._limits, time_limit=min(self._limits.time_limit, left))
-        most = 2**16 + 6 * len(as_text(case.expected))  # bytes that can be right, blanks aside; JSON may need \u1234
-        try:
-            output, fault = self._sandbox.run(program, case.stdin, limits, most, case.mode) if left > 0 else (b"", OVER)
-        except RuntimeError:
-            if limits == self._limits:
-                raise
-            fault = OVER  # it was the program that left too little time to start in
-        return fault or ("" if case.accepts(output) else "another output")
 
 
 @dataclass(frozen=True)
@@ -84,15 +75,13 @@ class Case:
     def accepts(self, output: bytes) -> bool:
         """Text line by line, without blanks at its lines' ends and empty lines at its end; a value as JSON data."""
         if self.mode == "script":
-            return _lines(output.decode(errors="surrogateescape")) == _lines(self.expected)
+            texts = output.decode(errors="surrogateescape"), self.expected
+            mine, gold = ("\n".join(map(str.rstrip, text.split("\n"))).rstrip("\n") for text in texts)
+            return mine == gold
         try:
             return json.loads(output) == self.expected
         except (ValueError, RecursionError):
             return False
-
-
-def _lines(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n")
 
 
 def read_tests(problem: Problem) -> list[Case]:

@@ -32,7 +32,6 @@ WALLS = f"""--die-with-parent --new-session --proc {{0}}/proc --dev {{0}}/dev --
 AS_USER = "--unshare-all --unshare-user --disable-userns"
 AS_ROOT = """--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try --cap-drop ALL
  --cap-add CAP_SYS_CHROOT --cap-add CAP_SETUID --cap-add CAP_SETGID"""
-FIX = "install `bubblewrap` (0.8 or newer) and allow it namespaces, or set args: {allow_unsandboxed: true}"
 
 
 @dataclass(frozen=True)
@@ -147,4 +146,5 @@ def find_sandbox(allow_unsandboxed: bool = False) -> Sandbox:
         outcome = b"", str(error)
     if allow_unsandboxed:
         return Sandbox()
-    raise BadInput(one_line(f"no program can run in a sandbox here ({outcome[1] or 'silence'}): {FIX}"))
+    fix = "install `bubblewrap` (0.8 or newer) and allow it namespaces, or set args: {allow_unsandboxed: true}"
+    raise BadInput(one_line(f"no program can run in a sandbox here ({outcome[1] or 'silence'}): {fix}"))

@@ -14,21 +14,6 @@ from importlib.machinery import SourceFileLoader
 SOURCE = "program.py"
 
 
-def limit(name: str, value: str) -> None:
-    """Set a resource limit, no higher than it was, or give up the root directory or the root user: for good."""
-    if name == "CHROOT":
-        os.chroot(value)  # the kernel makes no user namespace from in here, which could mount, and fill, what it likes
-    elif name == "UID":
-        os.setgroups([])
-        os.setresgid(*[int(value)] * 3)
-        os.setresuid(*[int(value)] * 3)
-    else:
-        kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]
-        most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
-        resource.setrlimit(kind, (most, most))
-
-
 def script() -> None:
     """Run the program as Python runs a file: nothing of ours is left in its namespace."""
     module, loader = sys.modules["__main__"], SourceFileLoader("__main__", SOURCE)
@@ -53,8 +38,18 @@ def call() -> None:
 
 
 if __name__ == "__main__":  # arguments: the file descriptor that holds the program, `script` or `call`, NAME=value …
-    for pair in sys.argv[3:]:
-        limit(*pair.split("="))
+    for name, value in (pair.split("=") for pair in sys.argv[3:]):  # root directory and user are given up for good
+        if name == "CHROOT":
+            os.chroot(value)  # the kernel makes no user namespace from in here, which could mount what it likes
+        elif name == "UID":
+            os.setgroups([])
+            os.setresgid(*[int(value)] * 3)
+            os.setresuid(*[int(value)] * 3)
+        else:  # a resource limit, no higher than it was
+            kind = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(kind)[1]
+            most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+            resource.setrlimit(kind, (most, most))
     reader = select.poll()
     reader.register(1, 0)
     if reader.poll(0):  # nobody waits any more, and who did died before bubblewrap asked to be told
