@@ -115,7 +115,7 @@ async def finishes(task: asyncio.Task[Any], limit: float) -> bool:
 Slot = asyncio.Task[Worker]  # a place for a worker, which may still be starting
 
 
-class RewardPool:
+class RewardPool(contextlib.AbstractAsyncContextManager["RewardPool"]):
     """Scores responses in `workers` processes; spares are kept warm beside them, one for every four.
 
     time_limit: seconds an item may take, unless its reward says so itself (`item_limit`). memory_gb: address space a
@@ -133,9 +133,6 @@ class RewardPool:
         self._slots, self._endings = set[Slot](), set[asyncio.Task[None]]()
         self._idle, self._spares = asyncio.Queue[Slot](), asyncio.Queue[Slot]()
         self._closed = False
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -168,7 +165,7 @@ class RewardPool:
             raise BadInput(f"problem {problem.id!r} has no reward; name one in `reward:`")
         item = {"op": "score", "spec": spec, "response": response, "problem": vars(problem)}
         gold = {"op": "warm", "response": f"\\boxed{{{as_text(problem.answer)}}}"}
-        self._warm_ups.setdefault(key := _key(spec), item | gold)
+        self._warm_ups.setdefault(key := json.dumps(spec, sort_keys=True), item | gold)
         item |= {"truncated": truncated, "extras": vars(extras or Extras())}
         seconds = 0.0
         for queue in (self._idle, self._spares):  # the second try is alone, where no other response was seen
@@ -252,7 +249,7 @@ class RewardPool:
 
     async def _prepare(self, worker: Worker, spec: Any) -> None:
         """Load a reward and call it once on its problem's own answer, off every item's clock."""
-        key = _key(spec)
+        key = json.dumps(spec, sort_keys=True)
         if key in worker.ready or not worker.alive:
             return
         reply = await worker.ask({"op": "load", "spec": spec}, self._load_limit)
@@ -267,7 +264,3 @@ class RewardPool:
                 self._warm_ups[key] = {}  # one that hangs or dies even there is only loaded from now on
         if key in self._warm_ups:
             worker.ready.add(key)
-
-
-def _key(spec: Any) -> str:
-    return json.dumps(spec, sort_keys=True)

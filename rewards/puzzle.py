@@ -173,11 +173,6 @@ def _survo(case: Case) -> bool:
     return filled and sums and all(mine == cell for mine, cell in pairs if cell)
 
 
-def _library(case: Case) -> bool:
-    banned = map(_lines, case.metadata.get(case.rule.besides, ()))
-    return _library_score(case) >= case.rule.least - ROUNDING and _lines(case.answer) not in banned
-
-
 def _library_score(case: Case) -> float:
     meta, problem = case.problem.meta, case.problem
     dataset = make_dataset(meta["dataset"], json.dumps(meta.get("config", {})))
@@ -227,5 +222,8 @@ CHECKS: dict[str, Callable[[Case], bool]] = {
     "polynomial": lambda case: same_polynomial(case.answer, case.gold),
     "roles": _roles,
     "survo": _survo,
-    "library": _library,
+    "library": lambda case: (
+        _library_score(case) >= case.rule.least - ROUNDING
+        and _lines(case.answer) not in map(_lines, case.metadata.get(case.rule.besides, ()))
+    ),
 }

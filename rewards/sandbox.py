@@ -42,10 +42,6 @@ class Limits:
     memory_mb: int = 512
     processes: int = 8
 
-    def __str__(self) -> str:  # as the runner reads them
-        sizes = f"AS={self.memory_mb * MIB} FSIZE={FILES_MB * MIB} CORE=0"
-        return f"CPU={int(self.time_limit) + 1} NPROC={self.processes} NOFILE=24 {sizes}"
-
 
 @dataclass(frozen=True)
 class Sandbox:
@@ -69,10 +65,11 @@ class Sandbox:
             os.fchmod(given.fileno(), 0o444)  # for open("/dev/stdin")
             here = "/" if self.walls else stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             runner = [str(PYTHON), "-s", "-P", "-B", "-X", "utf8", "-c", RUNNER, str(job.fileno()), mode]
+            last = f"{self.user} CPU={int(limits.time_limit) + 1} NPROC={limits.processes} NOFILE=24 CORE=0"
+            last += f" AS={limits.memory_mb * MIB} FSIZE={FILES_MB * MIB}"  # limits that the runner sets itself
             process = subprocess.Popen(
-                [*self.walls, *runner, *self.user.split(), *str(limits).split()], stdin=given, stdout=subprocess.PIPE,
-                stderr=errors, cwd=here, env={} if self.walls else ENVIRONMENT, pass_fds=[job.fileno()],
-                process_group=None if self.walls else 0,
+                [*self.walls, *runner, *last.split()], stdin=given, stdout=subprocess.PIPE, stderr=errors, cwd=here,
+                env={} if self.walls else ENVIRONMENT, pass_fds=[job.fileno()], process_group=None if self.walls else 0,
             )  # fmt: skip
             assert process.stdout is not None
             pipe, output, fault = process.stdout, b"", f"no end within {limits.time_limit:.3g} s"

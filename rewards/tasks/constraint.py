@@ -66,7 +66,14 @@ class Poem(Generator):
         data, count = table("words.yaml"), rng.randint(*self.lines)
         spelt = rng.choice([word for word in data["acrostics"] if len(word) == count] or [""])
         scheme = rng.choice([scheme for scheme in data["schemes"] if len(scheme) == count])
-        verses = write(count, spelt, scheme, rng)
+        families = dict(zip(sorted(set(scheme)), rng.sample(data["rhymes"], len(set(scheme))), strict=True))
+        ends = {letter: rng.sample(family, scheme.count(letter)) for letter, family in families.items()}
+        openers = [rng.choice([x for x in data["openers"] if x.startswith(spelt[k : k + 1])]) for k in range(count)]
+        nouns, verbs, middles = (rng.sample(data[kind], count) for kind in ("nouns", "verbs", "middles"))
+        parts = zip(openers, nouns, verbs, middles, scheme, strict=True)
+        verses = [
+            f"{opener} {noun} {verb} {middle} the {ends[mark].pop()}" for opener, noun, verb, middle, mark in parts
+        ]
         kinds: dict[str, Any] = {
             "words": sorted(verse.split()[-1] for verse in rng.sample(verses, rng.randint(1, 2))),
             "acrostic": "".join(verse[0] for verse in verses),
@@ -79,14 +86,3 @@ class Poem(Generator):
         asked = " ".join(data["rules"][kind].format(rule) for kind, rule in told.items())
         prompt, key, meta = data["poem"].format(lines=count, rules=asked), f"{count} {asked}", {"lines": count, **rules}
         return Problem("", self.base, prompt, "\n".join(verses), key, float(len(rules)), "+".join(rules), meta=meta)
-
-
-def write(count: int, spelt: str, scheme: str, rng: random.Random) -> list[str]:
-    """Lines that begin with the letters of `spelt`, or with any, and rhyme by the scheme."""
-    data = table("words.yaml")
-    families = dict(zip(sorted(set(scheme)), rng.sample(data["rhymes"], len(set(scheme))), strict=True))
-    ends = {letter: rng.sample(family, scheme.count(letter)) for letter, family in families.items()}
-    openers = [rng.choice([x for x in data["openers"] if x.startswith(spelt[k : k + 1])]) for k in range(count)]
-    nouns, verbs, middles = (rng.sample(data[kind], count) for kind in ("nouns", "verbs", "middles"))
-    parts = zip(openers, nouns, verbs, middles, scheme, strict=True)
-    return [f"{opener} {noun} {verb} {middle} the {ends[letter].pop()}" for opener, noun, verb, middle, letter in parts]

@@ -1,7 +1,5 @@
-"""Tasks `gym:NAME`: the puzzles of reasoning-gym, each data set a task, its parameters those of the library.
-
-They are generated in a process of their own: what the library draws depends in places on the order of sets and on
-global generators, and it prints. There both are fixed, so that an item is the same in every run.
+"""Tasks `gym:NAME`: the data sets of reasoning-gym. What the library draws depends on the order of sets and on global
+generators, and it prints: so it runs in a process of its own, where both are fixed, and an item is always the same.
 """
 
 import json
