@@ -1,7 +1,4 @@
-"""Sampling over HTTP: ids in, ids and log-probabilities out, through vLLM's token route.
-
-One client, its sockets and everything that calls it belong to one event loop.
-"""
+"""Sampling over HTTP: ids in, ids and log-probabilities out, through vLLM's token route."""
 
 import asyncio
 import math
@@ -17,7 +14,6 @@ from rollout.sampling import SamplingParams
 from rollout.types import Completion
 
 ROUTE = "/inference/v1/generate"  # unlike /v1/completions it labels the tokens with the version of the weights
-CLAMPED = -9999.0  # what vLLM answers for a log-probability that is -inf or NaN
 
 
 class ServerDown(Exception):
@@ -29,7 +25,7 @@ class ServerDown(Exception):
 
 
 class VllmClient:
-    """A rollout.types.Sampler over one or more vLLM servers.
+    """A rollout.types.Sampler over one or more vLLM servers; it and all that call it belong to one event loop.
 
     `context` is the servers' --max-model-len in tokens, `timeout` one request's deadline in seconds over all its
     tries. At most `max_connections` requests are under way; the others wait here, without a socket.
@@ -49,9 +45,7 @@ class VllmClient:
         if not urls:
             raise BadInput("the sampling client needs at least one server url")
         self.version = -1
-        self.context = context
-        self.timeout = timeout
-        self.retries = retries
+        self.context, self.timeout, self.retries = context, timeout, retries
         self._urls = [url.rstrip("/") for url in urls]
         self._outstanding: Counter[str] = Counter()  # url -> prompt + max_tokens of each request under way
         self._slots = asyncio.Semaphore(max_connections)
@@ -69,34 +63,29 @@ class VllmClient:
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """As the Protocol says. Raises BadInput also where the server refuses (4xx); nan = not a finite number."""
         check_fits(len(prompt_ids), params.max_tokens, self.context)
+        body, cost = request_body(prompt_ids, params), len(prompt_ids) + params.max_tokens
+        tried: list[str] = []  # the url of each try
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(ServerDown),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+            stop=tenacity.stop_after_attempt(1 + self.retries),
+            reraise=True,
+        )
         async with self._slots:
-            answer = await self._with_retries(request_body(prompt_ids, params), len(prompt_ids) + params.max_tokens)
+            try:
+                async with asyncio.timeout(self.timeout):
+                    answer: dict[str, Any] = await retrying(self._post, body, cost, tried)
+            except TimeoutError:
+                raise ServerDown(tried[-1], f"no answer within {self.timeout:g} s") from None
         return parse_completion(answer, self.version)
 
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _with_retries(self, body: dict[str, Any], cost: int) -> dict[str, Any]:
-        failures: Counter[str] = Counter()  # url -> failed tries of this request
-        url = ""
-        try:
-            async with asyncio.timeout(self.timeout):
-                async for attempt in tenacity.AsyncRetrying(
-                    retry=tenacity.retry_if_exception_type(ServerDown),
-                    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-                    stop=tenacity.stop_after_attempt(1 + self.retries),
-                    reraise=True,
-                ):
-                    url = min(self._urls, key=lambda u: (failures[u], self._outstanding[u]))
-                    with attempt:
-                        return await self._post(url, body, cost)
-                    failures[url] += 1
-        except TimeoutError:
-            raise ServerDown(url, f"no answer within {self.timeout:g} s") from None
-        raise AssertionError("unreachable: tenacity returns or raises")
-
-    async def _post(self, url: str, body: dict[str, Any], cost: int) -> dict[str, Any]:
+    async def _post(self, body: dict[str, Any], cost: int, tried: list[str]) -> dict[str, Any]:
         """One try; ServerDown where another may mend it: a transport error or a 5xx."""
+        url = min(self._urls, key=lambda u: (tried.count(u), self._outstanding[u]))
+        tried.append(url)
         self._outstanding[url] += cost
         try:
             response = await self._http.post(url + ROUTE, json=body)
@@ -145,13 +134,11 @@ def parse_completion(answer: dict[str, Any], version: int) -> Completion:
         raise Fault(f"the server ended a completion with finish_reason={reason!r}")
     spans = choice.get("weight_versions")  # one: a push aborts what is under way
     made_by = version_number(spans[0]["version"], version) if spans else version
-    return Completion(ids, [_logprob(entry["logprob"]) for entry in entries], reason, made_by)
+    values = [math.nan if entry["logprob"] is None else entry["logprob"] for entry in entries]
+    # -9999 is what vLLM answers for a log-probability that is -inf or NaN
+    return Completion(ids, [x if -9999 < x < math.inf else math.nan for x in values], reason, made_by)
 
 
 def version_number(label: Any, default: int = -1) -> int:
     """The number in a server's label of its weights, `default` where no push has set one."""
     return int(label) if str(label).isdecimal() else default
-
-
-def _logprob(value: float | None) -> float:
-    return math.nan if value is None or not math.isfinite(value) or value <= CLAMPED else value

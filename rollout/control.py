@@ -9,10 +9,8 @@ from rollout.client import ServerDown, version_number
 
 
 class ServerControl:
-    """One server's control routes. Each call has `timeout` seconds.
-
-    Every method raises ServerDown where the server can't be reached, Fault (with the answer's body) where it refuses.
-    """
+    """One server's control routes, each with `timeout` seconds: ServerDown where it can't be reached, Fault (with the
+    answer's body) where it refuses."""
 
     def __init__(
         self, url: str, key: str, timeout: float = 120, transport: httpx.AsyncBaseTransport | None = None
@@ -22,8 +20,7 @@ class ServerControl:
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=timeout,
-            # Calls are seconds apart and never retried: a kept connection that the server is just closing would look
-            # like a dead server.
+            # Calls are far apart and never retried: a kept connection, closed there, would look like a dead server.
             limits=httpx.Limits(max_keepalive_connections=0),
             transport=transport,
             trust_env=False,

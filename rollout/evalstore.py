@@ -40,7 +40,7 @@ class EvalStore:
                 )
         store.truncate(path, sys.maxsize)  # a frame that was cut off while it was written
         for self._frames, (_, groups) in enumerate(store.read(path), 1):
-            self._keep(groups)
+            self.groups |= {(style_of(group), group.problem.id): group for group in groups}
 
     def begin(self) -> None:
         """Right before the first question is asked: whatever stood in the file goes, unless it is gone on with."""
@@ -57,9 +57,6 @@ class EvalStore:
         if self.path is not None:
             store.SampleStore(self.path).append(self._frames, groups)
             self._frames += 1
-        self._keep(groups)
-
-    def _keep(self, groups: Sequence[Group]) -> None:
         self.groups |= {(style_of(group), group.problem.id): group for group in groups}
 
 
