@@ -1,7 +1,6 @@
-"""Problems x samples -> scored groups: every chain at once, each scored as soon as it is done.
+"""Problems x samples -> scored groups, in training and evaluation: every chain at once, scored as soon as it is done.
 
-Training and evaluation ask alike. Where there are several thinking budgets, the thinking is sampled once, at the
-largest; smaller ones cut it and sample the answers anew, so that they are paired.
+Of several thinking budgets the largest is sampled; smaller ones cut it and answer anew, so that they are paired.
 """
 
 import asyncio
@@ -22,18 +21,18 @@ from rollout.types import Chain, Group, Sampler
 
 T = TypeVar("T")
 
-EVAL_STEP = 0  # of an evaluation's request seeds and groups: training steps count from 1
+EVAL_STEP = 0  # of an evaluation's request seeds, ids and groups: training steps count from 1
 
 
 class Scorer(Protocol):
-    """What judges responses as `rewards.pool.RewardPool.score` does: itself, what measures it, or a fake."""
+    """What judges responses as `rewards.pool.RewardPool` does."""
 
     async def score(self, *args: Any, **kwargs: Any) -> Score: ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How every problem is asked: what its chains depend on, beside the model, the prompt and the step."""
+    """What the chains of a problem depend on, beside the model, the prompt and the step."""
 
     samples: int  # chains a problem
     temperature: float
@@ -85,17 +84,11 @@ class Examiner:
         Ids are "step/problem id/k", in an evaluation "style/problem id/k", with "/budget" below the largest budget: a
         smaller one has a chain of its own only where it changes something. Raises what `collect` raises.
         """
-
-        async def one(k: int) -> list[Chain]:
-            with naming(question.problem):
-                chains = await self._at_budgets(question, k)
-            on_chain()
-            return chains
-
-        found = await gather_all(one(k) for k in range(self.plan.samples))
+        with naming(question.problem):
+            found = await gather_all(self._at_budgets(question, k, on_chain) for k in range(self.plan.samples))
         return Group(question.problem, [chain for chains in found for chain in chains], self.step)
 
-    async def _at_budgets(self, question: Question, k: int) -> list[Chain]:
+    async def _at_budgets(self, question: Question, k: int, on_chain: Callable[[], None]) -> list[Chain]:
         problem, plan, template = question.problem, self.plan.of(question.style), self.template
         seeds = partial(request_seed, plan.seed, self.step, problem.id, k)
         score = partial(
@@ -103,19 +96,18 @@ class Examiner:
         )
         params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
         first, *smaller = plan.descending
-        asked = question.style if self.step == EVAL_STEP else self.step
-        bare = bare_chain(f"{asked}/{problem.id}/{k}", problem.id, question.prompt_ids)
+        bare = bare_chain(f"{self.step or question.style}/{problem.id}/{k}", problem.id, question.prompt_ids)
         long = await sample_with_budget(self.sampler, template, bare, params, Budget(first, plan.answer), seeds)
 
         async def at(think: int | None) -> Chain | None:
             cap = Budget(think, plan.answer).cap(plan.max_tokens) or 0
-            piece = cut_chain(long, template, cap) or long
-            own = replace(params, seed=seeds(2 + cap))
+            piece, own = cut_chain(long, template, cap) or long, replace(params, seed=seeds(2 + cap))
             chain = await finish_thinking(self.sampler, template, piece, own, plan.answer)
             return None if chain is long else await score(replace(chain, id=f"{long.id}/{think}"))
 
         # No verdict is waited for before an answer is asked for: what is batched must not depend on the verifier.
         found = await gather_all([score(long), *(at(think) for think in smaller)])
+        on_chain()
         return [chain for chain in found if chain is not None]
 
 
@@ -156,7 +148,7 @@ async def score_chain(
 
 @contextlib.contextmanager
 def naming(problem: Problem) -> Iterator[None]:
-    """A BadInput from within (a prompt that can't be read, or is beyond the context) comes to name the problem."""
+    """A BadInput from within comes to name the problem."""
     try:
         yield
     except BadInput as error:

@@ -20,7 +20,6 @@ Shot: TypeAlias = tuple[Prompt, str]
 """A worked example: a prompt, and a response that is correct."""
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endofturn|>")
-TAIL = 16  # ids at a prompt's end that are searched for a think tag: more than any spelling of one takes
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -52,9 +51,7 @@ class Template:
         stop_ids: Iterable[int],
         vocab_size: int | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.think = think
-        self.system_prompt = system_prompt
+        self.tokenizer, self.think, self.system_prompt = tokenizer, think, system_prompt
         self.stop_ids = tuple(dict.fromkeys(stop_ids))
         self._vocab_size = vocab_size
         self._silent = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
@@ -65,8 +62,7 @@ class Template:
         # Tags that are tokens stand alone; as plain text they stand on lines of their own, as models write them.
         vocab = tokenizer.get_vocab()
         self._close_id: int | None = vocab[CLOSE] if OPEN in vocab and CLOSE in vocab else None
-        self.open_ids: list[int] = []
-        self.close_ids: list[int] = []
+        self.open_ids, self.close_ids = list[int](), list[int]()
         if self._close_id is not None:
             self.open_ids, self.close_ids = [vocab[OPEN]], [self._close_id]
         elif think:
@@ -88,11 +84,17 @@ class Template:
         """
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         if self.tokenizer.chat_template is not None:
-            ids = self._encode_chat(_with_turns(prompt, shots), style)
+            ids = self._encode_chat(prompt, style, shots)
+        elif isinstance(prompt, str) and all(isinstance(asked, str) for asked, _ in shots):
+            ids = bos + self._checked_ids("\n\n".join([*(f"{asked}\n{answer}" for asked, answer in shots), prompt]))
         else:
-            ids = bos + self._checked_ids("\n\n".join([*(f"{_plain(p)}\n{r}" for p, r in shots), _plain(prompt)]))
+            raise BadInput("the prompt is chat messages, and the tokenizer has no chat template; use plain text")
         ids = ids[len(bos) :] if ids[:2] == bos * 2 else ids  # the text or the chat template may bring its own
-        ids += self._think_suffix(ids, style) if self.think else []
+        tail = self._tail(ids)
+        if self.think and style != "direct":
+            ids += [] if tail.endswith(OPEN) else self.open_ids
+        elif self.think and not tail.endswith(CLOSE):
+            ids += self.close_ids if tail.endswith(OPEN) else self.open_ids + self.close_ids
         if self._vocab_size is not None and max(ids, default=0) >= self._vocab_size:
             word = self.tokenizer.decode([max(ids)])
             raise BadInput(
@@ -119,11 +121,10 @@ class Template:
         end = self.close_end(chain)
         if end is None or self._close_id is not None:
             return end and end - 1
-        start = end - chain.prompt_len
-        before = self._decode(chain.response_ids[:start]).partition(CLOSE)[0].rstrip()
-        while start > 0 and len(self._decode(chain.response_ids[:start])) > len(before):
-            start -= 1
-        return chain.prompt_len + start
+        before = self._decode(chain.token_ids[chain.prompt_len : end]).partition(CLOSE)[0].rstrip()
+        while end > chain.prompt_len and len(self._decode(chain.token_ids[chain.prompt_len : end])) > len(before):
+            end -= 1
+        return end
 
     def unclosed(self, chain: Chain) -> bool:
         """Whether the chain ended inside a thinking block."""
@@ -140,7 +141,13 @@ class Template:
         opened = self.opened(chain.token_ids[: chain.prompt_len])
         return self._decode([*(self.open_ids if opened else ()), *(i for i in ids if i not in self._silent)])
 
-    def _encode_chat(self, messages: list[Message], style: Style) -> list[int]:
+    def _encode_chat(self, prompt: Prompt, style: Style, shots: Sequence[Shot]) -> list[int]:
+        own, turns = _messages(prompt), list[Message]()
+        for asked, response in shots:
+            turns += [m for m in _messages(asked) if m["role"] != "system"]
+            turns.append({"role": "assistant", "content": response})
+        start = int(own[0]["role"] == "system")
+        messages = own[:start] + turns + own[start:]  # the worked examples stand behind the system message
         if self.system_prompt is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         for message in messages:
@@ -152,18 +159,10 @@ class Template:
             )
         except Exception as error:  # templates are programs of the model's: they refuse roles in many ways
             raise BadInput(f"the chat template refuses the prompt: {' '.join(str(error).split())}") from None
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def _think_suffix(self, ids: list[int], style: Style) -> list[int]:
-        tail = self._tail(ids)
-        opened, closed = tail.endswith(OPEN), tail.endswith(CLOSE)
-        if style != "direct":
-            return [] if opened else self.open_ids
-        return [] if closed else self.close_ids if opened else self.open_ids + self.close_ids
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _tail(self, ids: list[int]) -> str:
-        return self._decode(ids[-TAIL:]).rstrip()
+        return self._decode(ids[-16:]).rstrip()  # more than any spelling of a think tag takes
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -175,7 +174,9 @@ class Template:
         except Exception as error:  # `tokenizers` raises bare Exceptions for a word that is in no vocabulary
             raise BadInput(f"the prompt has tokens the model lacks: {text!r} ({error})") from None
         unknown = self.tokenizer.unk_token_id
-        lost = sorted(_characters(text) - _characters(self._decode(ids)))
+        # What may not be lost: characters without blanks, case and compatibility forms.
+        asked, kept = (set(unicodedata.normalize("NFKC", t).casefold()) for t in (text, self._decode(ids)))
+        lost = sorted(c for c in asked - kept if not c.isspace())
         if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             lost = list(dict.fromkeys(text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == unknown))
@@ -184,32 +185,15 @@ class Template:
         return ids
 
 
-def _with_turns(prompt: Prompt, shots: Sequence[Shot]) -> list[Message]:
-    """The messages of a prompt, the worked examples between its system message and the rest."""
-    own, turns = _messages(prompt), []
-    for asked, response in shots:
-        turns += [m for m in _messages(asked) if m["role"] != "system"]
-        turns.append({"role": "assistant", "content": response})
-    start = int(own[0]["role"] == "system")
-    return own[:start] + turns + own[start:]
-
-
 def _messages(prompt: Prompt) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _plain(prompt: Prompt) -> str:
-    if not isinstance(prompt, str):
-        raise BadInput("the prompt is chat messages, and the tokenizer has no chat template; use plain text")
-    return prompt
 
 
 def find_stop_ids(tokenizer: Any, *configs: dict[str, Any]) -> list[int]:
     """Every id that ends a turn: the tokenizer's eos, each file's eos_token_id, the chat template's end of turn."""
     vocab = tokenizer.get_vocab()
     found = [tokenizer.eos_token_id]
-    for config in configs:
-        ids = config.get("eos_token_id")
+    for ids in (config.get("eos_token_id") for config in configs):
         found += ids if isinstance(ids, list) else [ids]
     found += [vocab[token] for token in END_OF_TURN if token in vocab and token in str(tokenizer.chat_template or "")]
     return [stop for stop in dict.fromkeys(found) if stop is not None]
@@ -226,8 +210,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadInput(f"{path} must hold a JSON object, not {type(data).__name__}")
     return data
-
-
-def _characters(text: str) -> set[str]:
-    """The characters of a text that a tokenizer may not lose: without blanks, case and compatibility forms."""
-    return {c for c in unicodedata.normalize("NFKC", text).casefold() if not c.isspace()}
