@@ -1,10 +1,6 @@
 """Checkpoints: a directory that plain transformers and vLLM load, plus the trainer's state; atomic and checksummed.
 
-checkpoints/step-N/   config.json, model.safetensors, tokenizer files   the policy
-                      trainer/state.safetensors                         the learner's tensors; metadata: the fingerprint
-                      manifest.json                                     sha256 and size of each file, written last
-
-trainer/ is a directory of its own since vLLM loads every *.safetensors that it finds beside config.json.
+What lies where in it, and why: docs/decisions/run-directory.md.
 """
 
 import hashlib
@@ -47,10 +43,7 @@ class Checkpoint:
 def save_checkpoint(
     root: Path, step: int, save_model: Callable[[Path], None], learner_state: Tensors, fingerprint: str, keep: int
 ) -> None:
-    """Write step-N below `root`: all of it or nothing, and prune older ones down to `keep`.
-
-    Raises BadInput where the disk is full; what was there before is untouched.
-    """
+    """Write step-N below `root`, and prune older ones down to `keep`; BadInput and no change where the disk is full."""
     final, draft = root / f"step-{step}", root / f".step-{step}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -65,17 +58,13 @@ def save_checkpoint(
         _sync(root)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
-        if _no_space(error):
+        # safetensors' writer has an exception of its own for a full disk, which only tells in words
+        if getattr(error, "errno", None) in DISK_FULL or any(f"(os error {n})" in str(error) for n in DISK_FULL):
             raise BadInput(
                 f"no space left for checkpoint {final}; free some disk and go on with --resume (nothing older is lost)"
             ) from None
         raise
     _prune(root, keep)
-
-
-def _no_space(error: Exception) -> bool:
-    """Whether the disk is full. safetensors' writer has an exception of its own for it, which only tells in words."""
-    return getattr(error, "errno", None) in DISK_FULL or any(f"(os error {n})" in str(error) for n in DISK_FULL)
 
 
 def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -112,8 +101,7 @@ def remove_after(root: Path, step: int) -> None:
 
 
 def _steps(root: Path) -> list[tuple[int, Path]]:
-    found = [(p.name.removeprefix("step-"), p) for p in root.glob("step-*")]
-    return [(int(n), p) for n, p in found if n.isdigit()]
+    return [(int(p.name[5:]), p) for p in root.glob("step-*") if p.name[5:].isdigit()]
 
 
 def _prune(root: Path, keep: int) -> None:

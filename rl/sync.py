@@ -32,11 +32,9 @@ class WeightSource(Protocol):
 
     def manifest(self) -> Manifest:
         """(HF name, dtype such as "float32", global shape) of each tensor, in the order of `tensors()`."""
-        ...
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Gather and yield (HF name, full tensor); on several ranks a collective, in lockstep."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -56,19 +54,16 @@ class ModuleSource:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters():
-            yield hf_name(name), self._merged(name, parameter).to(getattr(torch, self.dtype))
+            weight: Any = parameter.detach()
+            owner, adapted, _ = name.partition(".base_layer.weight")
+            if adapted:
+                layer: Any = self.module.get_submodule(owner)
+                with torch.no_grad():  # adapters are fp32 (rl.model), hence the sum is
+                    weight = sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), weight)
+            yield hf_name(name), weight.to(getattr(torch, self.dtype))
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.module.named_parameters() if not is_adapter(name))
-
-    @torch.no_grad()
-    def _merged(self, name: str, parameter: nn.Parameter) -> Tensor:
-        owner, adapted, _ = name.partition(".base_layer.weight")
-        if not adapted:
-            return parameter.detach()
-        layer: Any = self.module.get_submodule(owner)
-        # Adapters are fp32 (rl.model), hence the sum is.
-        return sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), parameter.detach())
 
 
 @dataclass(frozen=True)
@@ -83,8 +78,19 @@ class FilePush:
     directory: Path
 
     async def push(self, source: WeightSource, version: int) -> None:
-        remove_leftovers(self.directory)
-        check_space(self.directory, manifest_bytes(source.manifest()))
+        for path in self.directory.glob("ponder-*.safetensors"):  # left by a push whose process is gone, and its lock
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        needed = sum(DTYPES[dtype][1] * math.prod(shape) for _, dtype, shape in source.manifest())
+        try:
+            free = shutil.disk_usage(self.directory).free
+        except OSError as error:
+            raise BadInput(f"sync.dir={self.directory} can't be used: {error.strerror}") from None
+        if free < needed:
+            raise BadInput(
+                f"sync.dir={self.directory} has {free} bytes free, the weights need {needed}; choose another one"
+            )
         await self._each(lambda c: c.init_transfer({"directory": str(self.directory.resolve())}))
         try:
             await self._each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
@@ -120,26 +126,11 @@ def hf_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def manifest_bytes(manifest: Manifest) -> int:
-    """Bytes of all tensors."""
-    return sum(DTYPES[dtype][1] * math.prod(shape) for _, dtype, shape in manifest)
-
-
-def check_space(directory: Path, needed: int) -> None:
-    """BadInput unless `directory` has `needed` bytes free."""
-    try:
-        free = shutil.disk_usage(directory).free
-    except OSError as error:
-        raise BadInput(f"sync.dir={directory} can't be used: {error.strerror}") from None
-    if free < needed:
-        raise BadInput(f"sync.dir={directory} has {free} bytes free, the weights need {needed}; choose another one")
-
-
 @contextlib.contextmanager
 def weights_file(directory: Path, source: WeightSource, version: int) -> Iterator[Path]:
     """The weights as a safetensors file that exists as long as the block runs; BadInput where the disk refuses.
 
-    The lock that marks it as in use goes with its process, also by kill -9: see `remove_leftovers`.
+    The lock that marks it as in use goes with its process, also by kill -9; the next push then removes the file.
     """
     path = directory / f"ponder-{secrets.token_hex(4)}-v{version}.safetensors"
     with contextlib.ExitStack() as stack:
@@ -171,11 +162,3 @@ def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
             raise Fault(f"the weights' manifest says {name} {dtype} {shape}, the stream {got} {tensor.dtype}")
         file.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     file.flush()
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Remove files of pushes whose process is gone: those that nobody holds the lock of."""
-    for path in directory.glob("ponder-*.safetensors"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
