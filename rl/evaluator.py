@@ -1,7 +1,5 @@
 """Evaluation inside a run: the same sampler, prompts and verifiers as training, on val and test."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,8 +23,7 @@ from rollout.types import Chain, Group, Sampler
 
 Cells = list[dict[str, Any]]
 
-VOTES = 4
-"""Chains a problem of the base for the majority that costs as much as one final chain (the control `base-votes`)."""
+VOTES = 4  # chains a problem of the base for the majority that costs as much as one final chain (`base-votes`)
 
 
 class Evaluator:
@@ -41,12 +38,13 @@ class Evaluator:
         """Evaluate under `label`, `samples` chains a problem (0 = eval.samples); with budgets direct answers, too."""
         if read_cells(self.run, label) is not None:
             return
-        setup, config = self.setup, self.setup.config
+        setup, config, progress = self.setup, self.setup.config, self.progress
         caps = tuple(dict.fromkeys([*budgets, None])) if budgets else (config.budget.think,)
         plan = replace(setup.plan, samples=samples or config.eval.samples, budgets=caps)
         measure = partial(
             evaluate, setup.eval_problems(split), Examiner(sampler, setup.template, self.pool, setup.spec_of, plan),
-            task_of=partial(source_of, setup.task), model=label, split=split, on_progress=self.progress.evaluated,
+            task_of=partial(source_of, setup.task), model=label, split=split,
+            on_progress=lambda done, total: progress.phase(f"evaluating {done}/{total}"),
         )  # fmt: skip
         cells, groups = await measure()
         if budgets:
@@ -113,13 +111,11 @@ def headline(cells: Cells) -> dict[str, Any]:
 
 
 def describe(cell: dict[str, Any]) -> str:
-    """pass@1 with its interval, in words."""
     low, high = cell["ci95"]
     return f"pass@1 {cell['pass@1']:.3f} [{low:.3f}, {high:.3f}] on {cell['n_problems']} problems"
 
 
 def samples_path(run: RunDir, label: str) -> Path:
-    """Where the chains of one evaluation of a run are kept."""
     return run.eval / f"{label}.samples.jsonl.zst"
 
 

@@ -1,7 +1,5 @@
 """metrics.jsonl: one line a step, appended as it happens; a resume keeps the surviving lines byte for byte."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -21,8 +19,7 @@ from rollout.types import Chain, Group
 
 Row = dict[str, Any]
 
-TOTALS = ("tokens/generated", "tokens/trained", "flops/train", "flops/rollout", "time/step")
-"""Per-step metrics that also get a running sum under total/."""
+TOTALS = ("tokens/generated", "tokens/trained", "flops/train", "flops/rollout", "time/step")  # summed under total/
 
 
 class MetricsLog:
@@ -32,10 +29,7 @@ class MetricsLog:
         self.path, self.last = path, (read_metrics(path) or [{}])[-1]
 
     def append(self, row: Row) -> Row:
-        """Write one step's row with its totals, on disk before this returns; returns what was written.
-
-        NaN and infinity become null: JSON has neither, and a reader should see that there is no number.
-        """
+        """Write one step's row with its totals, NaN and infinity as null, to disk; returns what was written."""
         self.last = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()} | {
             f"total/{k}": self.last.get(f"total/{k}", 0.0) + (row.get(k) or 0.0) for k in TOTALS
         }
@@ -69,10 +63,9 @@ def rollout_metrics(groups: Iterable[Group]) -> Row:
     """What a step's chains say: reward, accuracy, status counts, lengths."""
     chains = [chain for group in groups for chain in group.chains]
     scores = [chain.score for chain in chains if chain.score is not None]
-    values = [score.value for score in scores if score.value is not None]
     sampled = [chain.sampled_count for chain in chains]
     row: Row = {
-        "reward/mean": _mean(values),
+        "reward/mean": _mean([score.value for score in scores if score.value is not None]),
         "accuracy/pass@1": _mean([float(score.correct) for score in scores if score.counts]),
         "tokens/generated": sum(sampled),
         "tokens/mean": _mean(sampled),
@@ -91,8 +84,7 @@ def search_metrics(groups: Iterable[Group], text_of: Callable[[Chain], str]) -> 
 
 def memory_metrics() -> Row:
     """GiB: resident memory of this process, the most it ever had, and that of all it started (server, workers)."""
-    learner = psutil.Process()
-    started = 0
+    learner, started = psutil.Process(), 0
     for process in learner.children(recursive=True):
         with contextlib.suppress(psutil.Error):  # one may end meanwhile
             started += process.memory_info().rss

@@ -1,7 +1,5 @@
 """What a person sees while a run goes on: one live line on a terminal, one plain line a step elsewhere."""
 
-from __future__ import annotations
-
 import time
 from datetime import timedelta
 from typing import Any
@@ -9,8 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-PLAIN_EVERY = 10.0
-"""Seconds between the lines of an evaluation where there is no terminal."""
+PLAIN_EVERY = 10.0  # seconds between the lines of an evaluation where there is no terminal
 
 
 class RunProgress(Progress):
@@ -25,7 +22,6 @@ class RunProgress(Progress):
         self.bar = self.add_task("starting", total=total, completed=done, figures="")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def left(self) -> str:
@@ -42,14 +38,9 @@ class RunProgress(Progress):
         self.phase(f"vLLM starting, {seconds:.0f} s")
 
     def chains(self, finished: int, total: int) -> None:
-        """How far the rollout of this step is."""
         if self.done == self.first and finished == 1:
             self.began = time.monotonic()  # what came before the first step says nothing about the others
         self.phase(f"step {self.done + 1}/{self.total} rollout {finished}/{total}")
-
-    def evaluated(self, finished: int, total: int) -> None:
-        """How far an evaluation within a run is."""
-        self.phase(f"evaluating {finished}/{total}")
 
     def step(self, row: dict[str, Any]) -> None:
         """One step is done, with these metrics."""
@@ -59,7 +50,6 @@ class RunProgress(Progress):
         self.reached(row["step"], f"reward {reward}  pass@1 {accuracy}  {rate:,.0f} tokens/s  {mismatch}")
 
     def reached(self, step: int, figures: str) -> None:
-        """So many steps are done."""
         self.done = step
         self.say(f"step {step}/{self.total}  {figures}  left {self.left()}")
         self.update(self.bar, completed=step, figures=f"left {self.left()}")

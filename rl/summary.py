@@ -1,10 +1,6 @@
-"""What came out of a run, from the files that it wrote.
-
-summary.json holds the headline figures, eval/changes.json what RL changed beyond accuracy: the anatomy of base and
-final chains, and what the controls leave of the gain.
+"""What came out of a run, from the files that it wrote: the headline figures in summary.json, and in eval/changes.json
+what RL changed beyond accuracy: the anatomy of base and final chains, and what the controls leave of the gain.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +10,7 @@ from rewards.tasks import source_of
 from rewards.tasks.anatomy import chain_traits
 from rl.build import Setup
 from rl.evaluation.axes import read_axes, summarise, verdicts
-from rl.evaluator import Cells, describe, headline, read_cells, read_groups
+from rl.evaluator import describe, headline, read_cells, read_groups
 from rl.metrics import means, read_metrics
 from rl.provenance import command, versions
 from rl.rundir import RunDir, write_json
@@ -36,14 +32,10 @@ def write_summary(setup: Setup, run: RunDir) -> None:
         "tokens": {"generated": last.get("total/tokens/generated", 0)},
         "reward": {"first": rows[0]["reward/mean"], "last": last["reward/mean"]} if rows else None,
         "audit": audit,
-        "sampler": config.sampler,
-        "world_size": 1,
-        "sharding": "none",
-        "threads": config.train.threads or setup.hardware.cores,
-        "versions": versions(),
-        "seeds": [config.seed],
-        "commands": [command()],
     }
+    summary |= {"sampler": config.sampler, "world_size": 1, "sharding": "none"}
+    summary |= {"threads": config.train.threads or setup.hardware.cores, "versions": versions()}
+    summary |= {"seeds": [config.seed], "commands": [command()]}
     if audit.get("disagreed"):
         print(
             "audit: a second verifier finds {disagreed} of {checked} answers judged wrong right; with them the first "
@@ -51,74 +43,63 @@ def write_summary(setup: Setup, run: RunDir) -> None:
             "see audit.jsonl".format(**audit)
         )
     if base and final:
-        axes = read_axes([run.path])
-        summary |= _outcome(setup, run, {"base": base, "final": final}) | {"verdict": verdicts(axes)}
+        axes, sides = read_axes([run.path]), {"base": base, "final": final}
+        chains = [read_groups(run, label) for label in sides]
+        task = source_of(setup.task, chains[0][0].problem)  # the headline's
+        before, after = (
+            [group for group in groups if source_of(setup.task, group.problem) == task] for groups in chains
+        )
+        summary |= {label: {key: headline(cells)[key] for key in ("pass@1", "ci95")} for label, cells in sides.items()}
+        budgets = {label: [cell for cell in cells if cell["budget"] is not None] for label, cells in sides.items()}
+        summary |= {"gain": paired_gain(before, after), "budgets": budgets, "verdict": verdicts(axes)}
         print(f"base  {describe(headline(base))}\nfinal {describe(headline(final))}")
-        print(*describe_changes(write_changes(setup, run)), *summarise(axes), sep="\n")
+        print(*write_changes(setup, run)[1], *summarise(axes), sep="\n")
     write_json(run.summary, summary)
     print(f"{run.path}: {summary['steps']} steps in {summary['seconds']:.0f} s")
 
 
-def _outcome(setup: Setup, run: RunDir, found: dict[str, Cells]) -> dict[str, Any]:
-    """Headline figures of base and final, the gain on the chains behind them, and the cells under a budget."""
-    groups = {label: read_groups(run, label) for label in found}
-    first = source_of(setup.task, groups["base"][0].problem)
-    base, final = ([g for g in some if source_of(setup.task, g.problem) == first] for some in groups.values())
-    budgets = {label: [cell for cell in cells if cell["budget"] is not None] for label, cells in found.items()}
-    figures = {label: {key: headline(cells)[key] for key in ("pass@1", "ci95")} for label, cells in found.items()}
-    return figures | {"gain": paired_gain(base, final), "budgets": budgets}
+def write_changes(setup: Setup, run: RunDir) -> tuple[dict[str, Any], list[str]]:
+    """eval/changes.json: {base, final: traits, controls: [cell-like], beyond_patience: paired gain of final}.
 
-
-def write_changes(setup: Setup, run: RunDir) -> dict[str, Any]:
-    """eval/changes.json: {base, final: traits, controls: [cell-like], beyond_patience: paired gain of final}."""
+    With it, the controls and what is left of the gain in words.
+    """
     text_of = setup.template.response_text
     base, final = read_groups(run, "base"), read_groups(run, "final")
     changes: dict[str, Any] = {"base": anatomy(base, text_of), "final": anatomy(final, text_of), "controls": []}
     patient, votes, last = (read_cells(run, label) for label in ("base-patient", "base-votes", "final"))
     if patient and votes and last:
         kept = {key: headline(patient)[key] for key in ("pass@1", "ci95", "tokens_mean")}
-        changes["controls"] = [
-            {"name": "base, early closes taken back", **kept},
-            *vote_controls(headline(votes), headline(last)["tokens_mean"]),
-        ]
+        voted = vote_controls(headline(votes), headline(last)["tokens_mean"])
+        changes["controls"] = [{"name": "base, early closes taken back", **kept}, *voted]
         changes["beyond_patience"] = paired_gain(read_groups(run, "base-patient"), final)
     write_json(run.eval / "changes.json", changes)
-    return changes
+    said = [f"{c['name']}: {c['pass@1']:.3f} at {c['tokens_mean']:.0f} tokens" for c in changes["controls"]]
+    if "beyond_patience" in changes:
+        gain, (low, high) = (changes["beyond_patience"][key] for key in ("pass@1", "ci95"))
+        said.append(f"gain beyond undone impatience: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return changes, said
 
 
 def anatomy(groups: Sequence[Group], text_of: Callable[[Chain], str]) -> dict[str, Any]:
     """Means of the chains' traits, and {difficulty: {tokens, pass@1, …traits}}, easiest first."""
-    rows = [
-        (
-            group.problem.difficulty,
-            {"tokens": float(chain.sampled_count), "pass@1": float(chain.score is not None and chain.score.correct)}
-            | chain_traits(group.problem, text_of(chain)),
-        )
-        for group in groups
-        for chain in group.chains
-    ]
-    levels = sorted({level for level, _ in rows})
-    by_difficulty = {f"{level:g}": means([row for at, row in rows if at == level]) for level in levels}
-    return means([row for _, row in rows]) | {"by_difficulty": by_difficulty}
+    rows: list[dict[str, float]] = []
+    levels: dict[float, list[dict[str, float]]] = {}
+    for group in groups:
+        for chain in group.chains:
+            right = chain.score is not None and chain.score.correct
+            row = {"tokens": float(chain.sampled_count), "pass@1": float(right)}
+            row |= chain_traits(group.problem, text_of(chain))
+            rows.append(row)
+            levels.setdefault(group.problem.difficulty, []).append(row)
+    return means(rows) | {"by_difficulty": {f"{level:g}": means(some) for level, some in sorted(levels.items())}}
 
 
 def vote_controls(cell: dict[str, Any], tokens: float) -> list[dict[str, Any]]:
     """Majority and best by verifier of as many base chains as cost at most `tokens`, at least one."""
-    sizes = [int(k) for k in cell["majority@k"]]
-    k = max((k for k in sizes if k * cell["tokens_mean"] <= tokens), default=1)
+    k = max((k for k in map(int, cell["majority@k"]) if k * cell["tokens_mean"] <= tokens), default=1)
     shares = {"majority": cell["majority@k"][str(k)], "best by the verifier": cell["pass@k"][str(k)]}
     spent = k * cell["tokens_mean"]
     return [
         {"name": f"base, {name} of {k}", "pass@1": p, "ci95": wilson(p, cell["n_problems"]), "tokens_mean": spent}
         for name, p in shares.items()
     ]
-
-
-def describe_changes(changes: dict[str, Any]) -> list[str]:
-    """The controls and what is left of the gain, in words."""
-    lines = [f"{c['name']}: {c['pass@1']:.3f} at {c['tokens_mean']:.0f} tokens" for c in changes["controls"]]
-    if "beyond_patience" in changes:
-        low, high = changes["beyond_patience"]["ci95"]
-        gain = changes["beyond_patience"]["pass@1"]
-        lines.append(f"gain beyond undone impatience: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
-    return lines

@@ -2,6 +2,7 @@
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -10,9 +11,8 @@ from markupsafe import Markup
 from rewards.errors import BadInput
 from rl.evaluator import headline
 from rl.report import numbers
-from rl.report.chains import find_examples
 from rl.report.figures import BEHAVIOUR, PANELS, STYLE, draw_axes, draw_levels, draw_panels
-from rl.report.record import Record, read_record
+from rl.report.record import find_examples, read_record
 from rl.rundir import write_atomic
 
 
@@ -28,7 +28,7 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
 
 
 @mpl.rc_context(STYLE)
-def render(record: Record) -> str:
+def render(record: dict[str, Any]) -> str:
     """The page; its words are in page.html.j2. All it prints is printable, and escaped unless it is our own markup."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -39,16 +39,17 @@ def render(record: Record) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(numbers, name) for name in ("number", "si", "share", "points", "duration")}
-    bound = record.config.mismatch_bound if record.config else None
+    config, rows = record["config"], record["rows"]
+    bound = config.mismatch_bound if config else None
     return environment.get_template("page.html.j2").render(
-        vars(record),
-        axes=draw_axes(record.run.path),
-        behaviour=draw_panels(BEHAVIOUR, record.rows),
+        record,
+        axes=draw_axes(record["run"].path),
+        behaviour=draw_panels(BEHAVIOUR, rows),
         bound=bound,
         draw_levels=draw_levels,
         examples=find_examples(record),
         headline=headline,
-        panels=draw_panels(PANELS, record.rows, bound),
+        panels=draw_panels(PANELS, rows, bound),
         titles=[panel.title for panel in PANELS],
     )
 

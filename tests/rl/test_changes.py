@@ -12,7 +12,7 @@ from rl.build import prepare
 from rl.config import parse_config
 from rl.evaluator import claims_a_hit, patient_cells, patient_groups, samples_path
 from rl.rundir import RunDir, write_json
-from rl.summary import anatomy, describe_changes, vote_controls, write_changes
+from rl.summary import anatomy, vote_controls, write_changes
 from rollout.store import SampleStore
 from rollout.types import Chain, Group
 from tests.fakes import FakeSampler
@@ -125,11 +125,11 @@ async def test_the_gain_beyond_patience_is_paired(setup, tmp_path) -> None:
         SampleStore(samples_path(run, label)).append(0, groups)
         write_json(run.eval / f"{label}.json", {"cells": patient_cells(setup, groups, label)})
     write_json(run.eval / "base-votes.json", {"cells": patient_cells(setup, [scored(setup, group, False)], "v")})
-    changes = write_changes(setup, run)
+    changes, said = write_changes(setup, run)
     assert json.loads((run.eval / "changes.json").read_text()) == changes
     assert changes["beyond_patience"]["pass@1"] == 0.0
     assert [c["pass@1"] for c in changes["controls"]] == [1.0, 0.0, 0.0]
-    assert describe_changes(changes)[-1] == "gain beyond undone impatience: +0.000 [+0.000, +0.000]"
+    assert said[-1] == "gain beyond undone impatience: +0.000 [+0.000, +0.000]"
 
 
 def test_a_chain_in_other_words_has_tokens_alone(setup) -> None:
