@@ -4,7 +4,7 @@ Every finder is linear in the response's length: a megabyte of half-open boxes m
 """
 
 import re
-from collections.abc import Iterator
+from itertools import pairwise
 
 from rewards.types import Prompt
 
@@ -14,8 +14,7 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _TAGS = re.compile(r"</?answer>")
 _HASHED = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
 _STATED = re.compile(
-    r"\b(?:the (?:final |correct )?answer(?: to [^.:\n]{1,80}?)? is|answer(?:\*\*)?[:=])[\s:*]*(?:\$\$|\\\[)?\s*",
-    re.IGNORECASE,
+    r"\b(?:the (?:final |correct )?answer(?: to [^.:\n]{1,80}?)? is|answer(?:\*\*)?[:=])[\s:*]*(?:\$\$|\\\[)?\s*", re.I
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\\?[)\]$*\"'])*(?:\s|$)")
 _WORD = re.compile(r"(?<![\\</a-zA-Z])[^\W\d_]")  # no command, no tag
@@ -40,14 +39,14 @@ def final_answers(response: str) -> list[str]:
     text = after_thinking(response) or ""
     for find in (_boxes, _tagged, _hashed, _stated, _bare_line):
         found: dict[str, str] = {}
-        start = None
-        for span in reversed(list(find(text))):
-            answer = _unwrap(text[slice(*span)])
-            if answer and start is not None and _separate(text[span[1] : start]):
-                break
-            if answer:
+        begun = 0
+        for start, end in reversed(find(text)):
+            if answer := _unwrap(text[start:end]):
+                gap = text[end:begun]  # to the answer behind it: may end a sentence, or a paragraph before more words
+                if _SENTENCE_END.search(gap) or ("\n\n" in gap and _WORD.search(gap.rpartition("\n\n")[2])):
+                    break
                 found.setdefault(squeeze(answer), answer)
-                start = span[0]
+                begun = start
         if found:
             return list(found.values())[::-1]
     return []
@@ -92,26 +91,22 @@ def _boxes(text: str) -> list[Span]:
     return spans
 
 
-def _tagged(text: str) -> Iterator[Span]:
-    start = None
-    for match in _TAGS.finditer(text):
-        if match.group() == "<answer>":
-            start = match.end()
-        elif start is not None:
-            yield start, match.start()
-            start = None
+def _tagged(text: str) -> list[Span]:
+    return [(a.end(), b.start()) for a, b in pairwise(_TAGS.finditer(text)) if a[0] == "<answer>" != b[0]]
 
 
-def _hashed(text: str) -> Iterator[Span]:
-    return (match.span(1) for match in _HASHED.finditer(text))
+def _hashed(text: str) -> list[Span]:
+    return [match.span(1) for match in _HASHED.finditer(text)]
 
 
-def _stated(text: str) -> Iterator[Span]:
-    for match in _STATED.finditer(text):
-        line = text[match.end() : match.end() + MAX_LINE + 1].partition("\n")[0]
-        sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
+def _stated(text: str) -> list[Span]:
+    stated = list(_STATED.finditer(text))
+    begun, spans = {match.start() for match in stated}, []
+    for end in (match.end() for match in stated if match.end() not in begun):  # no "Answer: the answer is"
+        sentence = _SENTENCE_END.split(text[end : end + MAX_LINE + 1].partition("\n")[0], maxsplit=1)[0]
         if len(sentence) <= MAX_LINE:
-            yield match.end(), match.end() + len(sentence)
+            spans.append((end, end + len(sentence)))
+    return spans
 
 
 def _bare_line(text: str) -> list[Span]:
@@ -124,12 +119,6 @@ def _bare_line(text: str) -> list[Span]:
             prose = line[-1] in ".!?" and sum(word[0].isalpha() for word in line[:MAX_LINE].split()) > 3
             return [] if len(line) > MAX_LINE or prose else [(start, start + len(whole))]
     return []
-
-
-def _separate(gap: str) -> bool:
-    """Whether the text between two answers ends a sentence, or a paragraph before more words."""
-    paragraph = gap.rpartition("\n\n")[2] if "\n\n" in gap else ""
-    return bool(_SENTENCE_END.search(gap) or _WORD.search(paragraph))
 
 
 def _unwrap(text: str) -> str:

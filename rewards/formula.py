@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from rewards.latex import Node, NotRead, TooBig, clean, read
-from rewards.value import evaluate, same_value
+from rewards.value import context, evaluate, same_value
 
 SPANS = {0.3: 3, 3.0: 4, 20.0: 16}  # points in each of so many parts of -span..span: an integrand may be real in few
 _SPELLINGS = ((r"\ba(sin|cos|tan)\b", r"arc\1"), (r"\blog\b", "ln"), (r"\bE\b", "e"))
@@ -13,10 +13,7 @@ _SPELLINGS = ((r"\ba(sin|cos|tan)\b", r"arc\1"), (r"\blog\b", "ln"), (r"\bE\b", 
 
 def integrates(answer: str, integrand: str, variable: str) -> bool:
     """Whether the derivative of `answer`, in which a constant C may stand, is the integrand wherever that is real."""
-    from mpmath import MPContext
-
-    mp, rng, agreed = MPContext(), random.Random(answer), 0  # nobody knows the points before the answer is written
-    mp.dps = 40
+    mp, rng, agreed = context(40), random.Random(answer), 0  # nobody knows the points before the answer is written
     try:
         mine, given = tree(answer), tree(integrand)
     except (NotRead, TooBig):

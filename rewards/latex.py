@@ -39,6 +39,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d)\]}]|,\d)")
 _TOKEN = re.compile(
     r"(\s*)(?:(\d+\.?\d*(?:[eE][+-]?\d{1,3}(?!\d))?|\.\d+)|\\text\{([^{}]*)\}|([^\W\d_]+)|(\\(?:[A-Za-z]+|.)|\*\*|[<>!]=|\S))",
 )
+_FRACTION = re.compile(r"\\frac\b|\d+ / \d+$")
 _LETTERS = re.compile("|".join([*FUNCTIONS, "pi", "."]))
 
 
@@ -62,14 +63,12 @@ def clean(text: str) -> str:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), _CYCLE.sub(_repeating, text))
+    for match in reversed(list(_CYCLE.finditer(text))):
+        whole, start, cycle = match.groups()
+        top, bottom = int(whole + start + cycle) - int(whole + start), (10 ** len(cycle) - 1) * 10 ** len(start)
+        text = f"{text[: match.start()]}\\frac{{{top}}}{{{bottom}}}{text[match.end() :]}"
+    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
     return " ".join(text.split()).rstrip(".,; ")
-
-
-def _repeating(match: re.Match[str]) -> str:
-    whole, start, cycle = match.groups()
-    over = (10 ** len(cycle) - 1) * 10 ** len(start)
-    return f"\\frac{{{int(whole + start + cycle) - int(whole + start)}}}{{{over}}}"
 
 
 def read(text: str, thousands: bool = True) -> tuple[Node, str]:
@@ -90,25 +89,19 @@ def _tokens(text: str) -> list[str]:
         if words in ("and", "or") or letters in ("and", "or") or sign == ";":
             tokens.append(",")
         elif words:
-            unit = last[-1] in "0123456789)}" and words not in ("e", "i")
-            tokens += (
-                ['"' + words] if words not in NAMES and (unit or (words.isalpha() and words[1:])) else _tokens(words)
-            )
+            word = (last[-1] in "0123456789)}" and words not in ("e", "i")) or (words.isalpha() and words[1:])
+            tokens += ['"' + words] if word and words not in NAMES else _tokens(words)
         elif letters == "U" and last in (")", "]"):
             tokens.append("\\cup")
         elif letters in NAMES:
             tokens.append("\\" + letters)
-        elif _is_word(letters) and (space or not last[0].isdigit()):
-            tokens.append('"' + letters)
         elif letters:
-            tokens += ["\\" + piece if piece[1:] else piece for piece in _LETTERS.findall(letters)]
+            wordy = letters[2:] and set("aeiouAEIOU") & set(letters) and not letters.startswith(tuple(FUNCTIONS))
+            pieces = ["\\" + piece if piece[1:] else piece for piece in _LETTERS.findall(letters)]
+            tokens += ['"' + letters] if wordy and (space or not last[0].isdigit()) else pieces
         elif number or sign:
             tokens.append(number or sign)
     return tokens
-
-
-def _is_word(letters: str) -> bool:
-    return bool(letters[2:] and set("aeiouAEIOU") & set(letters)) and not letters.startswith(tuple(FUNCTIONS))
 
 
 class _Parser:
@@ -153,25 +146,19 @@ class _Parser:
         signs, operand = _LEVELS[level], self.factor if level == 3 else lambda: self.binary(level + 1)
         node = operand()
         while True:
-            before = self.tokens[self.at - 1]
+            before, ahead = self.tokens[self.at - 1], " ".join(self.tokens[self.at : self.at + 3])
             if self.next in signs:
                 node = (signs[self.take()], node, operand())
-            elif level == 3 and node[0] == "n" and before[0].isdigit() and self._fraction():  # a mixed number
-                fraction = (
-                    self.primary()
-                    if self.next == "\\frac"
-                    else ("/", self.primary(), self.take("/") and self.primary())
-                )
+            elif level == 3 and node[0] == "n" and before[0].isdigit() and _FRACTION.match(ahead):  # a mixed number
+                fraction = self.primary()
+                if fraction[0] == "n":
+                    fraction = ("/", fraction, self.take("/") and self.primary())
                 node = ("-" if node[1] < 0 else "+", node, fraction)
                 node = ("%", node) if self.next == "%" and self.take() else node
             elif level == 3 and self._factor_follows(before):
                 node = ("*", node, self.power())
             else:
                 return node
-
-    def _fraction(self) -> bool:
-        top, sign, bottom = (*self.tokens[self.at :], "", "")[:3]
-        return top == "\\frac" or (top.isdigit() and sign == "/" and bottom.isdigit())
 
     def _factor_follows(self, before: str, in_function: bool = False) -> bool:
         token = self.next
@@ -185,9 +172,7 @@ class _Parser:
         if self.next not in ("+", "-"):
             return self.power()
         sign, node = self.take(), self.factor()
-        if sign == "+":
-            return node
-        return ("n", -node[1], node[2]) if node[0] == "n" else ("neg", node)
+        return node if sign == "+" else ("n", -node[1], node[2]) if node[0] == "n" else ("neg", node)
 
     def power(self) -> Node:
         node = self.primary()
@@ -210,6 +195,8 @@ class _Parser:
         if name in CONSTANTS or token in ("e", "i"):
             return (CONSTANTS.get(name, name),)
         if token[0].isdigit() or (token[0] == "." and token != "."):
+            if self.next == "_" and self.take():  # in a base: a name of its own
+                return ("s", f"{token}_{self.argument()}")
             return ("n", Fraction(token), len(token.partition(".")[2]))
         if name in GREEK or token.isalpha():
             return ("s", f"{name}_{self.argument()}") if self.next == "_" and self.take() else ("s", name)
@@ -218,7 +205,15 @@ class _Parser:
         if name in _TABLE["marked"].split():
             return ("s", f"{name} {self.argument()}")
         if name == "matrix":
-            return self._matrix()
+            rows: list[list[Node]] = [[]]
+            while self.next != "\\endmatrix":
+                rows[-1].append(self.binary(2))
+                if self.next == "\\\\" and self.take():
+                    rows.append([])
+                elif self.next != "\\endmatrix":
+                    self.take("&")
+            self.take()
+            return ("matrix", *map(tuple, filter(None, rows)))
         if token[0] == "\\" and name in FUNCTIONS:
             return self._call(name)
         raise NotRead(token)
@@ -250,24 +245,9 @@ class _Parser:
             else:
                 base = self.argument()
         value = self.primary() if self.next in _GROUPS else self.power()
-        while (
-            name != "surd"
-            and self.tokens[self.at - 1] not in ")}|"
-            and self._factor_follows(self.tokens[self.at - 1], True)
-        ):
+        while name != "surd" and (last := self.tokens[self.at - 1]) not in ")}|" and self._factor_follows(last, True):
             value = ("*", value, self.power())
         if exponent in (("neg", ("n", 1, 0)), ("n", -1, 0)):
             name, exponent = f"arc{name}", None
         node = ("/", ("ln", value), ("ln", base)) if name == "log" and base else (name, value)
         return ("^", node, exponent) if exponent else node
-
-    def _matrix(self) -> Node:
-        rows: list[list[Node]] = [[]]
-        while self.next != "\\endmatrix":
-            rows[-1].append(self.binary(2))
-            if self.next == "\\\\" and self.take():
-                rows.append([])
-            elif self.next != "\\endmatrix":
-                self.take("&")
-        self.take()
-        return ("matrix", *map(tuple, filter(None, rows)))

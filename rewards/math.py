@@ -1,11 +1,10 @@
 r"""Whether a final answer equals the reference as mathematics: exact wherever it can be, no loose tolerance.
 
-In this order: the same text; exact numbers; the same words; our own parse (rewards.latex), compared part by part and by
-value (rewards.value). Only what that can't read goes to math-verify. Why: docs/rewards.md.
+Same text; exact numbers; same words; our own parse, by parts and values; only what it can't read goes to math-verify.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +21,7 @@ _PROSE = re.compile(r"(?<![\\{a-zA-Z])[a-zA-Z]{3,}")
 _FIERCE = re.compile(  # endless, too deep, or near zero
     r"!|\^[^,+=]{0,40}\^|\d{30}|\^\{?\d{3}|(?:[(\[{][^()\[\]{}]*){12}|\\(?:prod|binom)(?![a-z])"
 )
+_BASED = re.compile(r"(\d+)_\{?(\d+)\}?", re.ASCII)
 _TURNED = {"<": ">", "<=": ">="}
 Verdict = bool | None  # None: our own grammar can't tell
 
@@ -42,35 +42,32 @@ def math(response: str, problem: Problem) -> Score:
 
 def equal(reference: str, answer: str, rel_tol: float = 0.0, abs_tol: float = 0.0) -> bool:
     """Whether two texts say the same. What is too big or too deep to compare is different."""
-    try:
-        found = _decide(reference, answer, rel_tol, abs_tol)
-        return _ask_math_verify(clean(reference), clean(answer)) if found is None else found
-    except (TooBig, RecursionError):
-        return False
-
-
-def _decide(reference: str, answer: str, rel_tol: float, abs_tol: float) -> Verdict:
     if squeeze(reference) == squeeze(answer):
         return True
     left, right = number(reference), number(answer)
     if left is not None and right is not None and not (rel_tol or abs_tol or "/" in reference + answer):
         return left == right
-    texts = clean(reference), clean(answer)
-    words = [_words(text) for text in texts]
-    if texts[0] == texts[1] or any(words):
-        return bool(texts[0]) and words[0] == words[1]
-    verdicts: list[Verdict] = []
     try:
-        for thousands in (True, False) if "," in "".join(texts) else (True,):
-            (a, unit), (b, other) = (read(text, thousands) for text in texts)
-            if unit and other and not _same_unit(unit, other):
-                return False
-            if (rel_tol or abs_tol) and a[0] == b[0] == "n" and a[2]:  # a[2]: no tolerance on an integer
-                return bool(abs(a[1] - b[1]) <= max(rel_tol * abs(a[1]), abs_tol))
-            verdicts.append(_same(a, b))
-    except NotRead:
-        return None
-    return any(verdicts) or (None if None in verdicts else False)
+        texts = clean(reference), clean(answer)
+        words = [_words(text) for text in texts]
+        if texts[0] == texts[1] or any(words):
+            return bool(texts[0]) and words[0] == words[1]
+        if (based := _BASED.fullmatch(texts[0])) and int(max(based[1])) < int(based[2]) and based[1] == texts[1]:
+            return True  # 1011_2: an answer may leave out the base that the question names
+        verdicts: list[Verdict] = []
+        try:
+            for thousands in (True, False) if "," in "".join(texts) else (True,):
+                (a, unit), (b, other) = (read(text, thousands) for text in texts)
+                if unit and other and not _same_unit(unit, other):
+                    return False
+                if (rel_tol or abs_tol) and a[0] == b[0] == "n" and a[2]:  # a[2]: no tolerance on an integer
+                    return bool(abs(a[1] - b[1]) <= max(rel_tol * abs(a[1]), abs_tol))
+                verdicts.append(_same(a, b))
+        except NotRead:
+            return _ask_math_verify(*texts)
+        return any(verdicts) or (None in verdicts and _ask_math_verify(*texts))
+    except (TooBig, RecursionError):
+        return False
 
 
 def _words(text: str) -> str | None:
@@ -96,8 +93,9 @@ def _same(a: Node, b: Node) -> Verdict:
     if kinds & RELATIONS:
         return _relations(a, b)
     if kinds == {"matrix"}:
-        shapes = [[len(row) for row in node[1:]] for node in (a, b)]
-        return shapes[0] == shapes[1] and _every(zip(sum(a[1:], ()), sum(b[1:], ()), strict=True))
+        if [len(row) for row in a[1:]] != [len(row) for row in b[1:]]:
+            return False
+        a, b = (("()", *sum(node[1:], ())) for node in (a, b))  # all entries
     if kinds & {"matrix", "union"} and len(kinds) > 1:
         return None
     if kinds <= {"list", "set"} or kinds == {"union"}:
@@ -107,7 +105,8 @@ def _same(a: Node, b: Node) -> Verdict:
         return same_value(a, b)
     if len(a) != len(b) or not all(structures) or (len(kinds) > 1 and len(a) == 3 and kinds & {"[]", "[)", "(]"}):
         return False
-    return _every(zip(a[1:], b[1:], strict=True))
+    verdicts = [_same(one, two) for one, two in zip(a[1:], b[1:], strict=True)]
+    return False if False in verdicts else None if None in verdicts else True
 
 
 def _core(node: Node) -> Node:
@@ -120,11 +119,6 @@ def _core(node: Node) -> Node:
 def _parts(node: Node) -> tuple[Node, ...]:
     """Items, or the members of a union."""
     return (*_parts(node[1]), node[2]) if node[0] == "union" else node[1:] if node[0] in ("list", "set") else (node,)
-
-
-def _every(pairs: Iterable[tuple[Node, Node]]) -> Verdict:
-    verdicts = [_same(a, b) for a, b in pairs]
-    return False if False in verdicts else None if None in verdicts else True
 
 
 def _unordered(same: Callable[[Any, Any], Verdict], ours: Sequence[Any], theirs: Sequence[Any]) -> Verdict:
@@ -192,25 +186,22 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
 
 
 def _ask_math_verify(reference: str, answer: str) -> bool:
-    """Its verdict on texts of moderate size; not on those where it takes all that is near zero for equal."""
+    """Its verdict on texts of moderate size; numbers must agree in relation to their size too."""
     prose = _PROSE.search(answer) and not _PROSE.search(reference)  # it would pick a number out of the words
     if prose or any(len(text) > MAX_FALLBACK or _FIERCE.search(text) for text in (reference, answer)):
         return False
     parse, verify = _math_verify()
+    from sympy import Expr, N
+
     try:
         gold, found = parse(reference), parse(answer)
-        return bool(gold and found and verify(gold, found, timeout_seconds=None)) and _near(gold[0], found[0])
+        if not (gold and found and verify(gold, found, timeout_seconds=None)):
+            return False
+        if not all(isinstance(x, Expr) and x.is_number for x in (gold[0], found[0])):
+            return True
+        a, b = N(gold[0], 30), N(found[0], 30)
+        return a == b or bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
     except (MemoryError, RecursionError):
         raise
     except Exception:  # whatever SymPy makes of a weird text is no failure of ours
         return False
-
-
-def _near(a: Any, b: Any) -> bool:
-    """Numbers must agree in relation to their size too; anything else is taken as it is."""
-    from sympy import Expr, N
-
-    if not all(isinstance(x, Expr) and x.is_number for x in (a, b)):
-        return True
-    a, b = N(a, 30), N(b, 30)
-    return a == b or bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from math import comb, factorial
 from typing import Any
 from zlib import crc32
@@ -13,7 +13,7 @@ MAX_BITS = 25_000  # of an exact rational (2006! has 19,000), and of any other n
 MAX_FACTORIAL = 3000
 DIGITS = (60, 120)  # what differs slightly to 60 digits must differ as much to 120
 POINTS = 4  # where expressions in variables are compared
-Value = Any  # Fraction, or mpf or mpc of one of the two contexts
+Value = Any  # Fraction, or mpf or mpc of a context
 
 
 def same_value(a: Node, b: Node) -> bool:
@@ -23,16 +23,23 @@ def same_value(a: Node, b: Node) -> bool:
         return True
     if names(a) | names(b):
         return all(_close(a, b, point) for point in range(POINTS))
-    return _close(a, b, 0) or _rounds(a, b) or _rounds(b, a)
+    if _close(a, b, 0):
+        return True
+    for decimal, exact in ((a, b), (b, a)):  # six places and five figures at least may be how endless decimals begin
+        if decimal[0] == "n" != exact[0] and decimal[2] >= 6 and abs(decimal[1]) * 10 ** decimal[2] >= 10_000:
+            value, unit = evaluate(exact, 0, context(DIGITS[0])), Fraction(1, 10 ** decimal[2])
+            endless = not isinstance(value, Fraction) or (value / unit).denominator > 1
+            return endless and bool(abs(context(DIGITS[0]).convert(value) - decimal[1]) < min(5e-7, float(unit)))
+    return False
 
 
 def proportional(sign: str, a: Node, b: Node) -> bool:
     """Whether a is b times a constant, positive for an inequality's sign: then `a > 0` says what `b > 0` says."""
-    mp = _mp(DIGITS[0])
+    mp = context(DIGITS[0])
     x, y = evaluate(a, 0, mp), evaluate(b, 0, mp)
     if names(a) != names(b) or not (names(a) and x and y):
         return _close(a, b, 0)
-    if sign not in ("=", "!=") and mp.re(_plain(mp, x) / _plain(mp, y)) <= 0:
+    if sign not in ("=", "!=") and mp.re(mp.convert(x) / mp.convert(y)) <= 0:
         return False
     return all(_close(("*", a, ("value", y)), ("*", b, ("value", x)), point) for point in range(1, POINTS))
 
@@ -48,11 +55,11 @@ def _close(a: Node, b: Node, point: int) -> bool:
     """Equal: exactly where both are rational, else to 40 digits, or as a difference that vanishes with precision."""
     gaps = []
     for digits in DIGITS:
-        mp = _mp(digits)
+        mp = context(digits)
         x, y = evaluate(a, point, mp), evaluate(b, point, mp)
         if isinstance(x, Fraction) and isinstance(y, Fraction):
             return x == y
-        x, y = _plain(mp, x), _plain(mp, y)
+        x, y = mp.convert(x), mp.convert(y)
         if x == y or mp.isinf(x) or mp.isinf(y):
             return bool(x == y)
         gaps.append(abs(x - y))
@@ -64,36 +71,30 @@ def _close(a: Node, b: Node, point: int) -> bool:
     return bool(gaps[1] < gaps[0] * 1e-30)
 
 
-def _rounds(decimal: Node, other: Node) -> bool:
-    """Whether a decimal of at least six places and five figures is what the other's endless decimals begin with."""
-    if decimal[0] != "n" or other[0] == "n" or decimal[2] < 6 or abs(decimal[1]) * 10 ** decimal[2] < 10_000:
-        return False
-    mp = _mp(DIGITS[0])
-    value, unit = evaluate(other, 0, mp), Fraction(1, 10 ** decimal[2])
-    if isinstance(value, Fraction) and (value / unit).denominator == 1:
-        return False
-    return bool(abs(_plain(mp, value) - _plain(mp, decimal[1])) < min(5e-7, float(unit)))
-
-
 @cache
-def _mp(digits: int) -> Any:
+def context(digits: int) -> Any:
+    """Mpmath's functions at so many decimal digits."""
     from mpmath import MPContext
 
-    context = MPContext()
-    context.dps = digits
-    return context
+    mp = MPContext()
+    mp.dps = digits
+    return mp
 
 
 def evaluate(node: Node, point: int, mp: Any) -> Value:
     """The value of an expression with every variable at its place of a point. Raises NotRead and TooBig."""
     kind = node[0]
     if kind == "s":
-        return _place(node[1], point)
+        seed = crc32(f"{point} {node[1]}".encode("utf-8", "surrogatepass"))
+        place = Fraction(101 + seed % 900, 1009 if point == 1 else 97)  # below 1 in point 1
+        return -place if point > 1 and seed >> 20 & 1 else place
     if kind in ("n", "value"):
         return node[1]
     if kind not in OPERATIONS:
         raise NotRead(kind)
     values = [evaluate(child, point, mp) for child in node[1:]]
+    if not all(isinstance(value, Fraction) for value in values):
+        values = [mp.convert(value) for value in values]
     try:
         value = OPERATIONS[kind](mp, *values)
     except (ValueError, ArithmeticError, TypeError, mp.NoConvergence) as error:  # 1/0, a pole, ⌊i⌋
@@ -107,68 +108,44 @@ def evaluate(node: Node, point: int, mp: Any) -> Value:
     return value
 
 
-@cache
-def _place(name: str, point: int) -> Fraction:
-    seed = crc32(f"{point} {name}".encode("utf-8", "surrogatepass"))
-    place = Fraction(101 + seed % 900, 1009 if point == 1 else 97)  # below 1 in point 1
-    return -place if point > 1 and seed >> 20 & 1 else place
-
-
-def _plain(mp: Any, value: Value) -> Any:
-    return mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
-
-
-def _either(operation: Callable[..., Value]) -> Callable[..., Value]:
-    """An operation that is exact on rationals, and in floating point where one value is not."""
-
-    def operate(mp: Any, *values: Value) -> Value:
-        exact = all(isinstance(value, Fraction) for value in values)
-        return operation(*values) if exact else operation(*(_plain(mp, value) for value in values))
-
-    return operate
-
-
 def _power(mp: Any, base: Value, exponent: Value) -> Value:
-    if isinstance(exponent, Fraction) and isinstance(base, Fraction) and exponent.denominator == 1:
-        if abs(exponent) * max(base.numerator.bit_length(), base.denominator.bit_length()) > MAX_BITS:
-            raise ValueError("too high a power")
-        return base**exponent.numerator
-    base, exponent = _plain(mp, base), _plain(mp, exponent)
-    if base and abs(exponent) * abs(mp.mag(base)) > MAX_BITS:
+    exact = isinstance(exponent, Fraction) and exponent.denominator == 1
+    if exact:
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    else:
+        base, exponent = mp.convert(base), mp.convert(exponent)
+        bits = abs(mp.mag(base)) if base else 0
+    if abs(exponent) * bits > MAX_BITS:
         raise ValueError("too high a power")
-    return mp.power(base, exponent)
+    return base**exponent.numerator if exact else mp.power(base, exponent)
 
 
-def _counting(exact: Callable[..., int], name: str) -> Callable[..., Value]:
+def _counting(mp: Any, name: str, exact: Callable[..., int], *values: Value) -> Value:
     """n! or a binomial coefficient: exact on natural numbers, by the gamma function elsewhere."""
-
-    def operate(mp: Any, *values: Value) -> Value:
-        if any(abs(value) > MAX_FACTORIAL for value in values):
-            raise ValueError("too large a factorial")
-        natural = all(isinstance(value, Fraction) and value.denominator == 1 and value >= 0 for value in values)
-        return Fraction(exact(*map(int, values))) if natural else getattr(mp, name)(*(_plain(mp, v) for v in values))
-
-    return operate
+    if any(abs(value) > MAX_FACTORIAL for value in values):
+        raise ValueError("too large a factorial")
+    natural = all(isinstance(value, Fraction) and value.denominator == 1 and value >= 0 for value in values)
+    return Fraction(exact(*map(int, values))) if natural else getattr(mp, name)(*values)
 
 
-def _function(name: str) -> Callable[..., Value]:
-    return lambda mp, value: getattr(mp, name)(_plain(mp, value))
+def _theirs(name: str, mp: Any, value: Value) -> Any:
+    called = {"log": "log10", "lg": "log10", "surd": "sqrt"}.get(name, name.replace("arc", "a"))
+    return getattr(mp, called)(value)
 
 
-_THEIRS = {"log": "log10", "lg": "log10", "surd": "sqrt"}
-OPERATIONS: dict[str, Callable[..., Value]] = {
-    **{name: _function(_THEIRS.get(name, name.replace("arc", "a"))) for name in [*FUNCTIONS, "floor", "ceil"]},
-    "+": _either(lambda a, b: a + b),
-    "-": _either(lambda a, b: a - b),
-    "*": _either(lambda a, b: a * b),
-    "/": _either(lambda a, b: a / b),
-    "neg": _either(lambda a: -a),
-    "abs": _either(abs),
-    "%": _either(lambda a: a / 100),
-    "°": lambda mp, degrees: _plain(mp, degrees) * mp.pi / 180,
+OPERATIONS: dict[str, Callable[..., Value]] = {  # of a context, and either rationals alone or its numbers alone
+    **{name: partial(_theirs, name) for name in (*FUNCTIONS, "floor", "ceil")},
+    "+": lambda mp, a, b: a + b,
+    "-": lambda mp, a, b: a - b,
+    "*": lambda mp, a, b: a * b,
+    "/": lambda mp, a, b: a / b,
+    "neg": lambda mp, a: -a,
+    "abs": lambda mp, a: abs(a),
+    "%": lambda mp, a: a / 100,
+    "°": lambda mp, degrees: mp.convert(degrees) * mp.pi / 180,
     "^": _power,
-    "!": _counting(factorial, "factorial"),
-    "binom": _counting(comb, "binomial"),
+    "!": lambda mp, n: _counting(mp, "factorial", factorial, n),
+    "binom": lambda mp, n, k: _counting(mp, "binomial", comb, n, k),
     "pi": lambda mp: +mp.pi,
     "e": lambda mp: +mp.e,
     "i": lambda mp: mp.mpc(0, 1),

@@ -44,6 +44,27 @@ def test_the_table_of_pairs(reference: str, answer: str, same: bool) -> None:
     assert equal(reference, answer) == (same != ((reference, answer) in MISSED))
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "same"),
+    [
+        ("11111", r"11,\! 111", True),
+        ("11111", r"11,\!111", True),
+        (r"1,\!234,\!567", "1234567", True),
+        ("11, 111", r"11,\! 111", False),
+        ("(1,2)", r"(1,\! 2)", True),
+        ("4", "4_4", False),
+        ("4_4", "4", False),
+        ("17_8", "17_{8}", True),
+        ("17_8", "17_9", False),
+        ("17_8", "15", False),
+        ("11", "11_2", False),
+        ("11_2", "11", True),  # the question names the base
+    ],
+)
+def test_thousands_with_a_thin_gap_and_numbers_in_a_base(reference: str, answer: str, same: bool) -> None:
+    assert equal(reference, answer) is same
+
+
 def ask(answer: Any, prompt: str = "?", **meta: Any) -> Problem:
     return Problem("q", "jsonl", prompt, answer, "k", meta=meta)
 
