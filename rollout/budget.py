@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from rewards.errors import BadInput
 from rollout.chain import continue_chain, cut
@@ -9,6 +10,7 @@ from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.types import Chain, Sampler
 
+Seeds: TypeAlias = Callable[[int], int]  # of a request, by its segment
 MAX_RETRIES = 20  # times in a row that a close is taken back without one more thinking token; then it stands
 
 
@@ -29,12 +31,7 @@ class Budget:
 
 
 async def sample_with_budget(
-    sampler: Sampler,
-    template: Template,
-    chain: Chain,
-    params: SamplingParams,
-    budget: Budget,
-    seeds: Callable[[int], int],
+    sampler: Sampler, template: Template, chain: Chain, params: SamplingParams, budget: Budget, seeds: Seeds
 ) -> Chain:
     """Go on from a bare prompt by at most `params.max_tokens` sampled tokens; `seeds(segment)` seeds each request.
 
@@ -68,10 +65,9 @@ async def finish_thinking(
 
 
 def cut_chain(chain: Chain, template: Template, think: int) -> Chain | None:
-    """The first `think` sampled thinking tokens of a longer chain, ready for `finish_thinking`.
+    """The first `think` sampled thinking tokens of a longer chain, for `finish_thinking`; None where it needs no cut.
 
-    None where the thinking was over within them: the chain is what that cap would have given. Raises ValueError where
-    the chain was interrupted before.
+    Raises ValueError where the chain was interrupted before.
     """
     end = template.close_end(chain)
     thought = sum(chain.sampled[chain.prompt_len : end])
@@ -88,7 +84,7 @@ async def extend_thinking(
     chain: Chain,
     params: SamplingParams,
     budget: Budget,
-    seeds: Callable[[int], int],
+    seeds: Seeds,
     satisfied: Callable[[str], bool],
     wait_ids: Sequence[int] = (),
 ) -> Chain:
@@ -104,8 +100,7 @@ async def extend_thinking(
         if satisfied(template.response_text(cut(chain, close, "length"))):
             break
         chain = cut(chain, close, "length")
-        room = cap - sum(chain.sampled)
-        if room <= 0:
+        if (room := cap - sum(chain.sampled)) <= 0:
             break
         chain = await continue_chain(sampler, chain, wait_ids, replace(params, max_tokens=room, seed=seeds(segment)))
         segment, retries = segment + 1, retries + 1 if template.close_start(chain) == close + len(wait_ids) else 0

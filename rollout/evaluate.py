@@ -16,11 +16,7 @@ from rollout.collect import Examiner, Plan, collect
 from rollout.prompt import Style
 from rollout.types import Chain, Group
 
-Z95 = 1.959963984540054  # the normal's 97.5 % quantile
-RESAMPLES = 10_000
-
-Judged: TypeAlias = list[tuple[Chain, Score]]
-"""The samples of one problem but for those that errored or were skipped."""
+Judged: TypeAlias = list[tuple[Chain, Score]]  # the samples of one problem that neither errored nor were skipped
 
 
 async def evaluate(
@@ -112,7 +108,7 @@ def make_cell(
         "pass@k": dict(zip(names, passed, strict=True)),
         "majority@k": {str(k): _majority(judged, text_of, k) for k in ks},
         **({} if np.allclose(best, passed) else {"best_of@k": dict(zip(names, best, strict=True))}),
-        "tokens_mean": _tokens_mean(chains),
+        "tokens_mean": sum(chain.sampled_count for chain in chains) / len(chains),
         "truncated": statuses["truncated"] / len(chains),
         "unparsed": statuses["unparsed"] / len(chains),
         "forced_closed": sum(chain.inserted_count > 0 for chain in chains) / len(chains),
@@ -141,8 +137,8 @@ def pass_at_1(outcomes: Iterable[Sequence[bool]]) -> dict[str, Any]:
     return {"pass@1": p, "ci95": wilson(p, n)}
 
 
-def wilson(p: float, n: float, z: float = Z95) -> list[float]:
-    """Wilson's score interval [low, high] for a share `p` of `n` (Wilson 1927)."""
+def wilson(p: float, n: float, z: float = 1.959963984540054) -> list[float]:
+    """Wilson's score interval [low, high] for a share `p` of `n` (Wilson 1927); `z` is the normal's 97.5 % quantile."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return [max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))]
@@ -170,13 +166,12 @@ def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float
     The sum over ranks i = 1 … n, greatest value first, of C(n - i, k - 1) / C(n, k) x correct_i: rank i is the best of
     the k where the others all rank below. Samples of equal value share the weights of their ranks.
     """
-    n = len(values)
-    share: dict[float, float] = {}
+    n, share = len(values), dict[float, float]()
     for value in set(values):
         some = [c for v, c in zip(values, correct, strict=True) if v == value]
         share[value] = sum(some) / len(some)
-    ranked = sorted(values, reverse=True)
-    return sum(math.comb(n - i, k - 1) / math.comb(n, k) * share[value] for i, value in enumerate(ranked, 1))
+    ranked = enumerate(sorted(values, reverse=True), 1)
+    return sum(math.comb(n - i, k - 1) / math.comb(n, k) * share[value] for i, value in ranked)
 
 
 def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int = 0) -> dict[str, Any]:
@@ -187,7 +182,7 @@ def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int 
     gains = np.array([np.mean(rates_b[i]) - np.mean(rates_a[i]) for i in rates_a if rates_a[i] and rates_b[i]])
     if not len(gains):
         raise ValueError("the two evaluations share no judged problem")
-    counts = np.random.default_rng(seed).multinomial(len(gains), np.full(len(gains), 1 / len(gains)), size=RESAMPLES)
+    counts = np.random.default_rng(seed).multinomial(len(gains), np.full(len(gains), 1 / len(gains)), size=10_000)
     low, high = np.quantile(counts @ gains / len(gains), [0.025, 0.975])
     return {"pass@1": float(gains.mean()), "ci95": [float(low), float(high)]}
 
@@ -198,10 +193,6 @@ def _judged(group: Group) -> Judged:
 
 def _correct(samples: Judged) -> list[bool]:
     return [score.correct for _, score in samples]
-
-
-def _tokens_mean(chains: Sequence[Chain]) -> float:
-    return sum(chain.sampled_count for chain in chains) / len(chains)
 
 
 def _majority(judged: Sequence[Judged], text_of: Callable[[Chain], str], k: int) -> float:
@@ -215,7 +206,6 @@ def _majority(judged: Sequence[Judged], text_of: Callable[[Chain], str], k: int)
 
 
 def _best_of(judged: Sequence[Judged], k: int) -> float:
-    """best-of-k over the problems that have `k` samples."""
     enough = [samples for samples in judged if len(samples) >= k]
     return float(np.mean([best_of_k([s.value or 0.0 for _, s in some], _correct(some), k) for some in enough]))
 
@@ -226,11 +216,9 @@ def _levels(groups: Sequence[Group], judged: Sequence[Judged], name: str) -> dic
     for group, samples in zip(groups, judged, strict=True):
         if samples:
             levels.setdefault(getattr(group.problem, name), []).append(samples)
-    return {
-        level: {
-            **pass_at_1(map(_correct, some)),
-            "n_problems": len(some),
-            "tokens_mean": _tokens_mean([chain for samples in some for chain, _ in samples]),
-        }
-        for level, some in sorted(levels.items())
-    }
+    rows = {}
+    for level, some in sorted(levels.items()):
+        lengths = [chain.sampled_count for samples in some for chain, _ in samples]
+        mean = sum(lengths) / len(lengths)
+        rows[level] = {**pass_at_1(map(_correct, some)), "n_problems": len(some), "tokens_mean": mean}
+    return rows
