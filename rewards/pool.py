@@ -56,7 +56,7 @@ class Worker:
         return one_line(self._stderr.decode(errors="replace").strip().rpartition("\n")[2])
 
     async def ask(self, message: dict[str, Any], limit: float) -> dict[str, Any]:
-        """The reply within `limit` seconds, or {limit: reason}: then the process is dead, as after a cancellation."""
+        """The reply within `limit` seconds, or {limit: reason}: it is dead, as when cancelled. Raises its BadInput."""
         reply: dict[str, Any] = {"limit": "interrupted"}
         start, talk = time.perf_counter(), asyncio.create_task(self._talk(json.dumps(message).encode() + b"\n"))
         try:
@@ -65,6 +65,8 @@ class Worker:
             if "limit" in reply:
                 self.kill()
                 talk.cancel()
+        if "bad" in reply:
+            raise BadInput(reply["bad"])
         return reply | {"seconds": time.perf_counter() - start}
 
     async def _talk(self, line: bytes) -> dict[str, Any]:
@@ -173,12 +175,8 @@ class RewardPool(contextlib.AbstractAsyncContextManager["RewardPool"]):
                 reply = await worker.ask(item, self._limits.get(key, self._time_limit))
             seconds += reply["seconds"]
             if "limit" not in reply:
-                break
-        if "bad" in reply:
-            raise BadInput(reply["bad"])
-        if "limit" in reply:
-            return Score(0.0, False, "rejected", id=chain_id, detail=f"twice: {reply['limit']}"), seconds
-        return replace(Score(**reply["score"]), id=chain_id), seconds
+                return replace(Score(**reply["score"]), id=chain_id), seconds
+        return Score(0.0, False, "rejected", id=chain_id, detail=f"twice: {reply['limit']}"), seconds
 
     async def aclose(self) -> None:
         """End every worker and wait until they are gone."""
@@ -255,8 +253,6 @@ class RewardPool(contextlib.AbstractAsyncContextManager["RewardPool"]):
         reply = await worker.ask({"op": "load", "spec": spec}, self._load_limit)
         if "limit" in reply:
             raise BadInput(f"reward {spec!r} does not load: {reply['limit']} {worker.last_words}".rstrip())
-        if "bad" in reply:
-            raise BadInput(reply["bad"])
         self._specs[key], self._limits[key] = spec, reply["item_limit"] or self._time_limit
         if warm_up := self._warm_ups.get(key):
             reply = await worker.ask(warm_up, min(WARM_UP_LIMIT, self._load_limit))
