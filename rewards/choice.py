@@ -30,7 +30,9 @@ def choice(response: str, problem: Problem) -> Score:
     if not isinstance(options, list) or len(options) > 26 or not reference or reference[1].upper() not in letters:
         raise BadInput(f"problem {problem.id!r}: answer {problem.answer!r} is no letter of its choices; A is the first")
     texts = {letter: plain(as_text(option)) for letter, option in zip(letters, options, strict=False)}
-    answers, stated = final_answers(response), _stated(response)
+    said = _STATED.split((after_thinking(response) or "").rstrip().rpartition("\n")[2][-MAX_LENGTH:])
+    stated = said[1].strip() if len(said) == 2 else ""  # by the last line, to its end
+    answers = final_answers(response)
     answer = answers[-1] if answers else stated
     if not answer or len(answer) > MAX_LENGTH:
         return Score(0.0, False, "unparsed", detail="no final answer, or one too long for a choice")
@@ -70,9 +72,3 @@ def plain(text: str) -> str:
 
 def _named(text: str, texts: dict[str, str]) -> set[str]:
     return {letter for letter, option in texts.items() if same(text.casefold(), option.casefold())}
-
-
-def _stated(response: str) -> str:
-    """What the last line says the answer, option or choice is, to the line's end."""
-    parts = _STATED.split((after_thinking(response) or "").rstrip().rpartition("\n")[2][-MAX_LENGTH:])
-    return parts[1].strip() if len(parts) == 2 else ""

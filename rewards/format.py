@@ -27,7 +27,12 @@ def citation(response: str, problem: Problem) -> Score:
     Reads `documents` (list, cited as [1], [2], …; or {id: text}) and `evidence` (text or list; null: the answer) from
     `meta`. A quotation stands for the sentence that it is in, if it is in one only. Raises BadInput without documents.
     """
-    documents, reference = _documents(problem), as_text(problem.answer)
+    given: Any = problem.meta.get("documents")
+    named = given if isinstance(given, dict) else dict(enumerate(given, 1)) if isinstance(given, list) else {}
+    if not named or not all(isinstance(text, str) for text in named.values()):
+        raise BadInput(f"problem {problem.id!r}: 'documents' is not a list of texts or {{id: text}}; citation reads it")
+    documents = {str(name): squeeze(text) for name, text in named.items()}
+    reference = as_text(problem.answer)
     text, answer = after_thinking(response), final_answer(response)
     if text is None or answer is None:
         return Score(0.0, False, "unparsed", detail="no final answer")
@@ -42,15 +47,6 @@ def citation(response: str, problem: Problem) -> Score:
     correct = right and supported
     parts = {"answer": float(right), "verbatim": float(verbatim), "supported": float(supported)}
     return Score(float(correct), correct, "ok" if correct else "wrong", parts)
-
-
-def _documents(problem: Problem) -> dict[str, str]:
-    """Id to text, blanks squeezed."""
-    given: Any = problem.meta.get("documents")
-    named = given if isinstance(given, dict) else dict(enumerate(given, 1)) if isinstance(given, list) else {}
-    if not named or not all(isinstance(text, str) for text in named.values()):
-        raise BadInput(f"problem {problem.id!r}: 'documents' is not a list of texts or {{id: text}}; citation reads it")
-    return {str(name): squeeze(text) for name, text in named.items()}
 
 
 def _context(quote: str, cited: str | None, documents: dict[str, str]) -> str:

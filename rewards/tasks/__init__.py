@@ -31,7 +31,12 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
     if isinstance(spec, list):
         return _mixture(spec, seed)
     name, question, query = spec.partition("?")
-    given = _query(spec, query) if question else {}
+    pairs = [pair.partition("=") for pair in query.split("&")] if question else []
+    given = {key: value for key, _, value in pairs}
+    if not all(key and value for key, _, value in pairs):
+        raise BadInput(f"task {spec!r}: write parameters as NAME?key=value&key=value")
+    if len(given) < len(pairs):
+        raise BadInput(f"task {spec!r} sets a parameter twice; keep one")
     if name.startswith(PREFIX):
         return DataSet(spec, seed, given)
     if name.startswith(GYM):
@@ -74,16 +79,6 @@ def list_tasks() -> list[dict[str, Any]]:
         }
         for name, kind in GENERATORS.items()
     ] + gym_rows()
-
-
-def _query(spec: str, query: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in query.split("&")]
-    if not all(key and value for key, _, value in pairs):
-        raise BadInput(f"task {spec!r}: write parameters as NAME?key=value&key=value")
-    given = {key: value for key, _, value in pairs}
-    if len(given) < len(pairs):
-        raise BadInput(f"task {spec!r} sets a parameter twice; keep one")
-    return given
 
 
 def _mixture(entries: list[dict[str, Any]], seed: int) -> Mixture:

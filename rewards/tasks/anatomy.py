@@ -10,13 +10,11 @@ from rewards.tasks.base import OPERATIONS
 from rewards.types import Problem
 
 _VERDICT = re.compile(r"\s*\d+\s*([.!])")
+# a look-ahead, since a result may be the next sum's left number: `13 - 10 = 3 * 2 = 6`
 _SUM = re.compile(r"(?<!\S)(?=(\d{1,9}) ([-+*]) (\d{1,9}) = (\d{1,9})(?!\S))", re.ASCII)
-"""A look-ahead, since a result may be the next sum's left number: `13 - 10 = 3 * 2 = 6`."""
 
 
 class Sum(NamedTuple):
-    """One line of arithmetic as it was written."""
-
     left: int
     operator: str
     right: int
@@ -24,10 +22,8 @@ class Sum(NamedTuple):
 
 
 class Try(NamedTuple):
-    """One combination of numbers, and whether its author took it for a hit."""
-
     sums: tuple[Sum, ...]
-    claimed: bool
+    claimed: bool  # whether its author took it for a hit
 
 
 def chain_traits(problem: Problem, response: str) -> dict[str, float]:

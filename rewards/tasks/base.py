@@ -108,22 +108,20 @@ def parameters(kind: type[Generator]) -> dict[str, Field[Any]]:
 
 def build(kind: type[Generator], name: str, seed: int, given: Mapping[str, str]) -> Generator:
     """A generator from the texts after the `?` of a task string. Raises BadInput for an unknown name or value."""
-    known = parameters(kind)
+    known, values = parameters(kind), dict[str, Any](given)
     check_names(f"task {name!r}", given, known)
-    return kind(name, seed, **{key: _parse(name, known[key], text) for key, text in given.items()})
-
-
-def _parse(task: str, known: Field[Any], text: str) -> Any:
-    what = f"task {task!r}: {known.name}={text!r}"
-    if isinstance(known.default, str):
-        if text not in known.metadata["choices"]:
-            raise BadInput(f"{what} is not one of {', '.join(known.metadata['choices'])}")
-        return text
-    ranged, match = isinstance(known.default, tuple), _NUMBER_OR_RANGE.fullmatch(text)
-    if match is None or (match[2] and not ranged):
-        raise BadInput(f"{what} is not {'a number or a range like 3-5' if ranged else 'a number'}")
-    low, high = int(match[1]), int(match[2] or match[1])
-    least, most = known.metadata["bounds"]
-    if not least <= low <= high <= most:
-        raise BadInput(f"{what} is out of bounds; use {least} to {most}")
-    return (low, high) if ranged else low
+    for key, text in given.items():
+        what, default, metadata = f"task {name!r}: {key}={text!r}", known[key].default, known[key].metadata
+        if isinstance(default, str):
+            if text not in metadata["choices"]:
+                raise BadInput(f"{what} is not one of {', '.join(metadata['choices'])}")
+            continue
+        ranged, match = isinstance(default, tuple), _NUMBER_OR_RANGE.fullmatch(text)
+        if match is None or (match[2] and not ranged):
+            raise BadInput(f"{what} is not {'a number or a range like 3-5' if ranged else 'a number'}")
+        low, high = int(match[1]), int(match[2] or match[1])
+        least, most = metadata["bounds"]
+        if not least <= low <= high <= most:
+            raise BadInput(f"{what} is out of bounds; use {least} to {most}")
+        values[key] = (low, high) if ranged else low
+    return kind(name, seed, **values)

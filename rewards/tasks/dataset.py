@@ -1,7 +1,7 @@
 """Problems from a local data set, read through the `datasets` library: a file, a directory, or what its cache holds."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val"}
 COLUMNS = {"prompt": "question", "answer": "answer", "difficulty": "", "subtask": ""}
 PARAMETERS = COLUMNS | {"config": "", "split": ""}
-"""What a task string may set: the columns that are read, the data set's configuration, the split that is held out.
-
-The rows of `split` are the test problems (its own `test` where none is named), those of train and validation are
-train and val; a data set that is not divided is divided by content, or all of it is test with `split=test`.
+"""What a task string may set. The rows of `split` are the test problems (its own `test` where none is named), those of
+train and validation are train and val; what is not divided is divided by content, or all of it test with `split=test`.
 """
 WHOLE = ""  # the name of the only table of a data set that is not divided
 
@@ -31,8 +29,18 @@ class DataSet(Rows):
         """Read it all; `name` is the task string, its parameters `given`. Raises BadInput for what is not at hand."""
         source = name.partition("?")[0].removeprefix(PREFIX)
         check_names(f"task {name!r}", given, PARAMETERS)
+        wanted, rows = PARAMETERS | given, list[Row]()
         try:
-            rows = list(_read(source, PARAMETERS | given))
+            tables = _tables(source, wanted["config"])
+            splits = _splits(source, list(tables), wanted["split"])
+            hash_val = "val" not in splits.values()  # selection needs rows that are not trained on
+            for table, split in splits.items():
+                for number, row in enumerate(tables[table], 1):
+                    where = f"{PREFIX}{source}, {table} row {number}" if table else f"{PREFIX}{source}, row {number}"
+                    place = f"{table}:{number}" if table else number
+                    problem, _ = to_problem(where, Path(source).stem, place, _fields(where, row, wanted))
+                    to_val = hash_val and split == "train" and split_of(HASHED_AS, problem.key) == "val"
+                    rows.append((problem, "val" if to_val else split))
         except BadInput:
             raise
         except Exception as error:  # readers raise whatever a broken file makes them
@@ -42,23 +50,10 @@ class DataSet(Rows):
         super().__init__(name, seed, rows)
 
 
-def _read(source: str, wanted: dict[str, str]) -> Iterator[Row]:
-    tables = _tables(source, wanted["config"])
-    splits = _splits(source, list(tables), wanted["split"])
-    for name, split in splits.items():
-        for number, row in enumerate(tables[name], 1):
-            where = f"{PREFIX}{source}, {name} row {number}" if name else f"{PREFIX}{source}, row {number}"
-            place = f"{name}:{number}" if name else number
-            problem, _ = to_problem(where, Path(source).stem, place, _fields(where, row, wanted))
-            if split == "train" and "val" not in splits.values():  # selection needs rows that are not trained on
-                yield problem, "val" if split_of(HASHED_AS, problem.key) == "val" else "train"
-            else:
-                yield problem, split
-
-
 def _tables(source: str, config: str) -> dict[str, Iterable[dict[str, Any]]]:
     """Open what `source` names, never over the network; data files are streamed, so that nothing is copied."""
     import datasets
+    from huggingface_hub import snapshot_download
 
     path = Path(source)
     if path.suffix in READERS and path.is_file():
@@ -66,21 +61,15 @@ def _tables(source: str, config: str) -> dict[str, Iterable[dict[str, Any]]]:
     elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         found = datasets.load_from_disk(source)
     else:
-        found = datasets.load_dataset(source if path.is_dir() else _cached(source), name=config or None, streaming=True)
+        try:  # the directory, or the one that an earlier download left in the cache of the hub's client
+            where = source if path.is_dir() else snapshot_download(source, repo_type="dataset", local_files_only=True)
+        except Exception:  # not there, or no name of a data set: many classes, the same to us
+            why = f"no such file or directory ({', '.join(READERS)}), and not in the cache"
+            raise BadInput(f"{PREFIX}{source} is not at hand: {why}; nothing is downloaded") from None
+        found = datasets.load_dataset(where, name=config or None, streaming=True)
     if not isinstance(found, dict):
         return {WHOLE: found}
     return {WHOLE: found["train"]} if list(found) == ["train"] else dict(found)
-
-
-def _cached(name: str) -> str:
-    """The directory of a data set that an earlier download left in the cache of the hub's client."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(name, repo_type="dataset", local_files_only=True)
-    except Exception:  # not there, or no name of a data set: many classes, the same to us
-        where = f"no such file or directory ({', '.join(READERS)}), and not in the cache"
-        raise BadInput(f"{PREFIX}{name} is not at hand: {where}; nothing is downloaded") from None
 
 
 def _splits(source: str, tables: list[str], chosen: str) -> dict[str, Split | None]:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from rewards.answer import squeeze
 from rewards.equality import as_text
 from rewards.errors import BadInput, nearest
 from rewards.tasks.base import SPLITS, split_of
-from rewards.types import Problem, Prompt, Split
+from rewards.types import Problem, Split
 
 KNOWN = {f.name for f in fields(Problem)} - {"task", "meta"} | {"split"}
 HASHED_AS = "jsonl"  # for the task in the split's hash: a row in a renamed file, or in two files, keeps its split
@@ -26,7 +26,13 @@ class Rows:
 
     def __init__(self, name: str, seed: int, rows: list[Row]) -> None:
         self.name, self.seed = name, seed
-        self._rows = _divide(rows)
+        self._rows: dict[Split, list[Problem]] = {"test": [], "val": [], "train": []}
+        for problem, wanted in rows:
+            self._rows[wanted or split_of(HASHED_AS, problem.key)].append(problem)
+        held_out: set[str] = set()
+        for split, problems in self._rows.items():  # without those whose content stands in a split held out further
+            self._rows[split] = [problem for problem in problems if problem.key not in held_out]
+            held_out |= {problem.key for problem in problems}
         self.dropped = len(rows) - sum(map(len, self._rows.values()))  # since their content is held out
         self.skipped = 0  # by `skip`
         self._order = lru_cache(maxsize=1)(self._shuffled)
@@ -78,7 +84,19 @@ class Jsonl(Rows):
 
     def __init__(self, path: str, seed: int = 0) -> None:
         """Read and check the whole file. Raises BadInput that names the line."""
-        rows = list(_read(Path(path)))
+        try:
+            lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        except OSError as error:
+            reason = str(error.strerror).lower()
+            raise BadInput(f"{path}: {reason}; give the path from the working directory, {Path.cwd()}") from None
+        rows: list[Row] = []
+        seen: dict[str, int] = {}
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                rows.append(to_problem(where, Path(path).stem, number, parse_object(where, line)))
+                if (first := seen.setdefault(name := rows[-1][0].id, number)) != number:
+                    raise BadInput(f"{path}: lines {first} and {number} have the same id {name!r}; make ids unique")
         if not rows:
             raise BadInput(f"{path} holds no rows; write one JSON object a line with prompt and answer")
         super().__init__(path, seed, rows)
@@ -99,14 +117,26 @@ def parse_object(where: str, line: bytes) -> dict[str, Any]:
 def to_problem(where: str, task: str, number: int | str, row: dict[str, Any]) -> Row:
     """A row as a problem. Raises BadInput that begins with `where`."""
     row = {name: value for name, value in row.items() if value is not None}
-    _check(where, row)
+    prompt, difficulty = row.get("prompt"), row.get("difficulty", 0)
+    key = squeeze(prompt) if isinstance(prompt, str) else _chat_text(prompt)
+    if not key:
+        found = f"prompt {str(prompt)[:40]!r}" if prompt else "no prompt"
+        raise BadInput(f"{where}: {found}; 'prompt' is a text or a list of {{role, content}} messages")
+    if "answer" not in row:
+        raise BadInput(f"{where}: no answer; add the field 'answer'")
+    if row.get("split", "train") not in SPLITS:
+        raise BadInput(f"{where}: split {row['split']!r}; {nearest(str(row['split']), SPLITS)}")
+    if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
+        raise BadInput(f"{where}: difficulty {difficulty!r} is not a number")
+    if not isinstance(row.get("reward", ""), str | dict):
+        raise BadInput(f"{where}: reward {row['reward']!r} is neither a name nor {{use, args}}")
     problem = Problem(
         id=str(row.get("id", f"{task}:{number}")),
         task=task,
         prompt=row["prompt"],
         answer=row["answer"],
-        key=str(row.get("key", _canonical(row["prompt"]))),
-        difficulty=float(row.get("difficulty", 0)),
+        key=str(row.get("key", key)),
+        difficulty=float(difficulty),
         subtask=str(row.get("subtask", "")),
         reward=row.get("reward", Rows.reward),
         meta={name: value for name, value in row.items() if name not in KNOWN},
@@ -114,56 +144,13 @@ def to_problem(where: str, task: str, number: int | str, row: dict[str, Any]) ->
     return problem, row.get("split")
 
 
-def _read(path: Path) -> Iterator[Row]:
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        reason = str(error.strerror).lower()
-        raise BadInput(f"{path}: {reason}; give the path from the working directory, {Path.cwd()}") from None
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            problem, split = to_problem(where, path.stem, number, parse_object(where, line))
-            if (first := seen.setdefault(problem.id, number)) != number:
-                raise BadInput(f"{path}: lines {first} and {number} have the same id {problem.id!r}; make ids unique")
-            yield problem, split
-
-
-def _check(where: str, row: dict[str, Any]) -> None:
-    prompt = row.get("prompt")
-    chat = isinstance(prompt, list) and prompt and all(map(_is_message, prompt))
-    if not chat and not (isinstance(prompt, str) and prompt.strip()):
-        found = f"prompt {str(prompt)[:40]!r}" if prompt else "no prompt"
-        raise BadInput(f"{where}: {found}; 'prompt' is a text or a list of {{role, content}} messages")
-    if "answer" not in row:
-        raise BadInput(f"{where}: no answer; add the field 'answer'")
-    if row.get("split", "train") not in SPLITS:
-        raise BadInput(f"{where}: split {row['split']!r}; {nearest(str(row['split']), SPLITS)}")
-    difficulty = row.get("difficulty", 0)
-    if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
-        raise BadInput(f"{where}: difficulty {difficulty!r} is not a number")
-    if not isinstance(row.get("reward", ""), str | dict):
-        raise BadInput(f"{where}: reward {row['reward']!r} is neither a name nor {{use, args}}")
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
-
-
-def _canonical(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return squeeze(prompt)
-    return "\n".join(f"{message['role']}: {squeeze(message['content'])}" for message in prompt)
-
-
-def _divide(rows: list[Row]) -> dict[Split, list[Problem]]:
-    """Rows by split, without those whose content stands in a split that is held out further."""
-    by_split: dict[Split, list[Problem]] = {"test": [], "val": [], "train": []}
-    for problem, wanted in rows:
-        by_split[wanted or split_of(HASHED_AS, problem.key)].append(problem)
-    held_out: set[str] = set()
-    for split, problems in by_split.items():
-        by_split[split] = [problem for problem in problems if problem.key not in held_out]
-        held_out |= {problem.key for problem in problems}
-    return by_split
+def _chat_text(prompt: Any) -> str | None:
+    """A chat as one text; None for what is none."""
+    texts = []
+    for message in prompt if isinstance(prompt, list) else ():
+        match message:
+            case {"role": str(role), "content": str(content)}:
+                texts.append(f"{role}: {squeeze(content)}")
+            case _:
+                return None
+    return "\n".join(texts) or None
