@@ -1,8 +1,4 @@
-"""A second opinion on answers that were judged wrong: what one verifier fails to read, another may read.
-
-Where the two disagree a person should look; docs/rewards.md says how the share of right answers that the first one
-misses is estimated from that.
-"""
+"""A second opinion on answers judged wrong: where two verifiers disagree a person should look. See docs/rewards.md."""
 
 import hashlib
 import re
@@ -37,20 +33,13 @@ def second_opinion(response: str, problem: Problem) -> bool | None:
     Words, which it would take for products of letters, are compared without case and punctuation.
     """
     text, reference = response.rpartition(CLOSE)[2][-TAIL:], as_text(problem.answer)
-    if not _MATHS.search(reference):
-        return _bare(_last_said(text)) == _bare(reference)
+    if not _MATHS.search(reference):  # the last box, else what stands behind the last colon or "is" of the last line
+        said = (boxed(text) or _SAID.split(text.rstrip().rpartition("\n")[2]))[-1]
+        bare = [re.sub(r"\\text\b|[\W_]+", "", words).casefold() for words in (said, reference)]
+        return bare[0] == bare[1]
     from math_verify import parse, verify
 
     gold = parse(f"${reference}$")
     if all(isinstance(piece, str) for piece in gold):  # the text alone: nothing was understood
         return None
     return verify(gold, parse(text))
-
-
-def _last_said(text: str) -> str:
-    """The last box, else what stands behind the last colon or "is" of the last line."""
-    return (boxed(text) or _SAID.split(text.rstrip().rpartition("\n")[2]))[-1]
-
-
-def _bare(text: str) -> str:
-    return re.sub(r"\\text\b|[\W_]+", "", text).casefold()

@@ -19,9 +19,8 @@ def exact_match(response: str, problem: Problem) -> Score:
     answer = final_answer(with_open_tag(response, problem.prompt))
     if answer is None:
         return Score(0.0, False, "unparsed", detail="no final answer")
-    if same(answer, as_text(problem.answer)):
-        return Score(1.0, True, "ok")
-    return Score(0.0, False, "wrong", detail=f"answered {answer[:80]!r}")
+    right = same(answer, as_text(problem.answer))
+    return Score(1.0, True, "ok") if right else Score(0.0, False, "wrong", detail=f"answered {answer[:80]!r}")
 
 
 def as_text(answer: Any) -> str:
@@ -32,17 +31,14 @@ def as_text(answer: Any) -> str:
 def same(a: str, b: str) -> bool:
     """Equal as exact numbers, or as text with blanks squeezed."""
     left, right = number(a), number(b)
-    if left is not None and right is not None:
-        return left == right
-    return squeeze(a) == squeeze(b)
+    return squeeze(a) == squeeze(b) if left is None or right is None else left == right
 
 
 def number(text: str) -> Fraction | None:
     """An integer, decimal or fraction in ASCII digits as an exact rational; None for anything else."""
     text = text.strip()
-    if len(text) > MAX_NUMBER or not _NUMBER.fullmatch(text):
-        return None
     try:
-        return Fraction(text.replace(",", "").replace(" ", ""))
+        read = len(text) <= MAX_NUMBER and _NUMBER.fullmatch(text)
+        return Fraction(text.replace(",", "").replace(" ", "")) if read else None
     except (ValueError, ZeroDivisionError):  # 1/0, or blanks that Fraction does not know
         return None

@@ -14,7 +14,6 @@ from rewards.types import Problem, Score
 
 T = TypeVar("T")
 SpecOf = Callable[[Problem], Any]
-
 VERIFIERS = ("choice", "code", "countdown", "exact_match", "math", "numeric")  # of ours: they must accept gold answers
 ENDLESS = 16  # problems of a generator whose gold answers are scored where no count is given
 
@@ -28,8 +27,8 @@ class Gold(NamedTuple):
     seconds: float  # that workers spent
 
     def __str__(self) -> str:
-        reason = self.score.detail or "no reason"
-        return f"{self.problem.id}: gold {self.response[:80]!r} is {self.score.status}: {reason}"
+        score = self.score
+        return f"{self.problem.id}: gold {self.response[:80]!r} is {score.status}: {score.detail or 'no reason'}"
 
 
 async def in_order(calls: Iterable[Coroutine[Any, Any, T]], width: int = 16) -> AsyncIterator[T]:
@@ -53,7 +52,7 @@ def first_problems(task: Task, count: int | None = None) -> Iterator[Problem]:
     endless = task.size("train") is None
     for split in SPLITS[:1] if endless else SPLITS:
         size = (count or ENDLESS) if endless else (task.size(split) or 0)
-        yield from (task.problem(index, split) for index in range(size if count is None else min(count, size)))
+        yield from (task.problem(index, split) for index in range(size)[:count])
 
 
 async def score_gold(
@@ -74,7 +73,7 @@ async def skip_bad_rows(pool: RewardPool, parts: Iterable[Task], spec_of: SpecOf
     bad: list[Gold] = []
     for part in parts:
         if isinstance(part, Rows):
-            found = await score_gold(pool, part, first_problems(part), spec_of)
-            part.skip([gold.problem.id for gold in found if not gold.score.correct])
-            bad += [gold for gold in found if not gold.score.correct]
+            found = [g for g in await score_gold(pool, part, first_problems(part), spec_of) if not g.score.correct]
+            part.skip([gold.problem.id for gold in found])
+            bad += found
     return bad

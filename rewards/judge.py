@@ -27,25 +27,34 @@ def judge(
     if truncated and not getattr(reward, "scores_truncated", False):
         return Score(0.0, False, "truncated", detail="cut by the length cap")
     more = (replace(extras or Extras(), truncated=truncated),) if getattr(reward, "takes_extras", False) else ()
+
+    async def finish(awaitable: Any) -> Any:
+        return await awaitable
+
     try:
         result = reward(response, problem, *more)
-        return to_score(run(_finish(result)) if inspect.isawaitable(result) else result)
+        return to_score(run(finish(result)) if inspect.isawaitable(result) else result)
     except (MemoryError, RecursionError, BadInput):
         raise
     except Exception as error:
         return _failure(f"{type(error).__name__}: {error}")
 
 
-async def _finish(awaitable: Any) -> Any:
-    return await awaitable
-
-
 def to_score(result: Any) -> Score:
-    """A reward's result as a Score: None is skipped; NaN, infinities and non-numbers are errors."""
-    if isinstance(result, Score):
-        return _checked(result)
+    """A reward's result as a Score in plain numbers: None is skipped; what breaks the contract is an error."""
     if result is None:
         return Score(None, False, "skipped")
+    if isinstance(result, Score):
+        if result.status not in STATUSES:
+            return _failure(f"returned a Score with status {result.status!r}; known: {', '.join(STATUSES)}")
+        if result.value is None and result.status not in ("error", "skipped"):
+            return _failure(f"returned a Score of status {result.status} without a value")
+        parts = {str(name): float(part) for name, part in result.parts.items()}
+        value = None if result.value is None else float(result.value)
+        if not all(map(math.isfinite, [*parts.values(), value or 0.0])):
+            return _failure(f"returned a Score with value {value} and parts {parts}")
+        detail = one_line(str(result.detail))
+        return replace(result, value=value, correct=bool(result.correct), parts=parts, detail=detail)
     if hasattr(result, "item"):  # a scalar of numpy or torch
         result = result.item()
     if callable(result):
@@ -58,19 +67,5 @@ def to_score(result: Any) -> Score:
     return Score(value, value >= 1, "ok" if value >= 1 else "wrong")
 
 
-def _checked(score: Score) -> Score:
-    """A Score made by a reward, in plain numbers, or status error where it breaks the contract."""
-    if score.status not in STATUSES:
-        return _failure(f"returned a Score with status {score.status!r}; known: {', '.join(STATUSES)}")
-    if score.value is None and score.status not in ("error", "skipped"):
-        return _failure(f"returned a Score of status {score.status} without a value")
-    parts = {str(name): float(part) for name, part in score.parts.items()}
-    value = None if score.value is None else float(score.value)
-    if not all(map(math.isfinite, [*parts.values(), value or 0.0])):
-        return _failure(f"returned a Score with value {value} and parts {parts}")
-    return replace(score, value=value, correct=bool(score.correct), parts=parts, detail=one_line(str(score.detail)))
-
-
-def _failure(reason: str) -> Score:
-    """A failure of ours: no value, so that it stays out of the advantages."""
+def _failure(reason: str) -> Score:  # of ours: no value, so that it stays out of the advantages
     return Score(None, False, "error", detail=one_line(reason))

@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,7 +44,12 @@ BUILT_IN = {
 def load_reward(spec: Any) -> Callable[..., Any]:
     """The reward that a spec names, ready for `judge`. Raises BadInput with the cause in one line."""
     try:
-        function = _build(spec) if isinstance(spec, dict) else _resolve(spec)
+        if isinstance(spec, dict):
+            if not {"use"} <= set(spec) <= {"use", "args"}:
+                raise BadInput(f"reward {spec!r}: a factory is written {{use: module:function, args: {{…}}}}")
+            function = _resolve(spec["use"])(**spec.get("args") or {})
+        else:
+            function = _resolve(spec)
         function = function() if inspect.isclass(function) else function  # a factory, named without arguments
     except BadInput:
         raise
@@ -52,10 +57,11 @@ def load_reward(spec: Any) -> Callable[..., Any]:
         raise BadInput(one_line(f"reward {spec!r} does not load: {type(error).__name__}: {error}")) from None
     if not callable(function):
         raise BadInput(f"reward {spec!r} is a {type(function).__name__}, not a function")
-    if is_trl_style(function):
-        return TrlReward(function, str(spec))
     try:
-        inspect.signature(function).bind("response", "problem")
+        signature = inspect.signature(function)
+        if not TRL_NAMES.isdisjoint(signature.parameters):
+            return TrlReward(function, str(spec))
+        signature.bind("response", "problem")
     except ValueError:  # a built-in without a signature
         pass
     except TypeError:
@@ -63,64 +69,41 @@ def load_reward(spec: Any) -> Callable[..., Any]:
     return function
 
 
-def is_trl_style(function: Callable[..., Any]) -> bool:
-    """Whether a parameter is named as only TRL names them."""
-    try:
-        return not TRL_NAMES.isdisjoint(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a built-in without a signature
-        return False
-
-
 def list_rewards() -> list[dict[str, str]]:
     """Every reward with a name, and its source; plugins are listed without being imported."""
     sources = {name: f"built in ({target})" for name, target in BUILT_IN.items()}
-    for name, point in sorted(_plugins().items()):
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else "an entry point"
-        sources.setdefault(name, f"{package} ({point.value})")
+        sources.setdefault(point.name, f"{package} ({point.value})")
     return [{"name": name, "source": source} for name, source in sources.items()]
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _build(spec: dict[str, Any]) -> Any:
-    if not {"use"} <= set(spec) <= {"use", "args"}:
-        raise BadInput(f"reward {spec!r}: a factory is written {{use: module:function, args: {{…}}}}")
-    return _resolve(spec["use"])(**spec.get("args") or {})
 
 
 def _resolve(spec: Any) -> Any:
     if not isinstance(spec, str):
         raise BadInput(f"reward {spec!r} is neither a name nor {{use: …, args: {{…}}}}")
-    if ":" not in spec:
-        return _named(spec)
-    place, _, attribute = spec.rpartition(":")
-    module = _from_file(Path(place), spec) if place.endswith(".py") else _from_module(place, spec)
+    if ":" not in spec and spec not in BUILT_IN:
+        plugins = {point.name: point for point in entry_points(group=GROUP)}
+        if spec in plugins:
+            return plugins[spec].load()
+        hint = nearest(spec, sorted({*BUILT_IN, *plugins}))
+        raise BadInput(f"unknown reward {spec!r}; {hint} (or your own: module:function, path/file.py:function)")
+    place, _, attribute = BUILT_IN.get(spec, spec).rpartition(":")
     try:
-        return getattr(module, attribute)
-    except AttributeError:
-        raise BadInput(f"reward {spec!r}: {_lacks(module, place, attribute)}") from None
-
-
-def _named(name: str) -> Any:
-    if name in BUILT_IN:
-        return _resolve(BUILT_IN[name])
-    plugins = _plugins()
-    if name in plugins:
-        return plugins[name].load()
-    hint = nearest(name, sorted({*BUILT_IN, *plugins}))
-    raise BadInput(f"unknown reward {name!r}; {hint} (or your own: module:function, path/file.py:function)")
-
-
-def _from_module(name: str, spec: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
+        module = _from_file(Path(place), spec) if place.endswith(".py") else importlib.import_module(place)
     except ModuleNotFoundError as error:
-        if not f"{name}.".startswith(f"{error.name}."):  # something that the module imports
+        if place.endswith(".py") or not f"{place}.".startswith(f"{error.name}."):  # something that the module imports
             raise
-        own = f"{name.replace('.', '/')}.py:{spec.rpartition(':')[2]}"
-        raise BadInput(f"reward {spec!r}: no module {name!r} on PYTHONPATH; a file is named {own!r}") from None
+        own = f"{place.replace('.', '/')}.py:{attribute}"
+        raise BadInput(f"reward {spec!r}: no module {place!r} on PYTHONPATH; a file is named {own!r}") from None
+    if hasattr(module, attribute):
+        return getattr(module, attribute)
+    file = Path(f"{place}.py")
+    if file.is_file() and str(file.resolve()) != module.__file__:  # it may have been meant
+        lack = f"no function {attribute!r} in module {place} ({module.__file__}); your file is {file}:{attribute}"
+    else:
+        known = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__)
+        lack = f"no function {attribute!r} in {place}; {nearest(attribute, known)}"
+    raise BadInput(f"reward {spec!r}: {lack}")
 
 
 def _from_file(path: Path, spec: str) -> ModuleType:
@@ -134,15 +117,6 @@ def _from_file(path: Path, spec: str) -> ModuleType:
     sys.path.append(str(path.resolve().parent))  # last: its neighbours can be imported, nothing is shadowed
     module_spec.loader.exec_module(module)
     return module
-
-
-def _lacks(module: ModuleType, place: str, attribute: str) -> str:
-    """Why the attribute is not there, with the file that may have been meant or the nearest name."""
-    file = Path(f"{place}.py")
-    if file.is_file() and str(file.resolve()) != module.__file__:
-        return f"no function {attribute!r} in module {place} ({module.__file__}); your file is {file}:{attribute}"
-    own = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__)
-    return f"no function {attribute!r} in {place}; {nearest(attribute, own)}"
 
 
 class TrlReward:
@@ -166,38 +140,33 @@ class TrlReward:
         """The verdict on one completion, or an awaitable of it. Raises BadInput where completion_ids are missing."""
         parts: dict[str, float] = {}
         extra: dict[str, Any] = {}
-        chat = isinstance(problem.prompt, list)
         columns = {name: getattr(problem, name) for name in COLUMNS} | problem.meta
+        ids = extras.completion_ids if extras else None
+        ids = columns.get("completion_ids") if ids is None else ids
+        if ids is None and self._needs_ids:
+            raise BadInput(f"reward {self._name} needs completion_ids: add the field to problem {problem.id!r}")
+        chat = isinstance(problem.prompt, list)
         arguments = {name: [value] for name, value in columns.items()} | {
             "prompts": [problem.prompt],
             "completions": [[{"role": "assistant", "content": response}] if chat else response],
-            "completion_ids": self._ids(problem, extras),
+            "completion_ids": None if ids is None else [ids],
             "trainer_state": SimpleNamespace(global_step=extras.step if extras else 0),
             "log_metric": lambda name, value: parts.update({name: float(value)}),
             "log_extra": lambda column, values: extra.update({column: values[0] if len(values) == 1 else values}),
         }
         if all(p.kind is not p.VAR_KEYWORD for p in self._parameters.values()):
             arguments = {name: value for name, value in arguments.items() if name in self._parameters}
+
+        def finish(results: Any) -> Score:  # logged metrics become parts, logged columns the detail
+            values = list(results)
+            if len(values) != 1:
+                raise ValueError(f"returned {len(values)} rewards for 1 completion")
+            score = to_score(values[0])
+            detail = score.detail or "; ".join(f"{column}: {value}" for column, value in extra.items())
+            return replace(score, parts=score.parts | parts, detail=detail)
+
+        async def later(results: Awaitable[Any]) -> Score:
+            return finish(await results)
+
         result = self._function(**arguments)
-        return _later(result, parts, extra) if inspect.isawaitable(result) else _unwrap(result, parts, extra)
-
-    def _ids(self, problem: Problem, extras: Extras | None) -> list[list[int]] | None:
-        given = extras.completion_ids if extras else None
-        ids = given if given is not None else problem.meta.get("completion_ids")
-        if ids is None and self._needs_ids:
-            raise BadInput(f"reward {self._name} needs completion_ids: add the field to problem {problem.id!r}")
-        return None if ids is None else [ids]
-
-
-def _unwrap(results: Any, parts: dict[str, float], extra: dict[str, Any]) -> Score:
-    """The only element of a TRL-style result; logged metrics become parts, logged columns the detail."""
-    values = list(results)
-    if len(values) != 1:
-        raise ValueError(f"returned {len(values)} rewards for 1 completion")
-    score = to_score(values[0])
-    detail = score.detail or "; ".join(f"{column}: {value}" for column, value in extra.items())
-    return replace(score, parts=score.parts | parts, detail=detail)
-
-
-async def _later(results: Awaitable[Any], parts: dict[str, float], extra: dict[str, Any]) -> Score:
-    return _unwrap(await results, parts, extra)
+        return later(result) if inspect.isawaitable(result) else finish(result)

@@ -12,7 +12,7 @@ import pytest
 from rewards import registry
 from rewards.errors import BadInput
 from rewards.judge import judge
-from rewards.registry import BUILT_IN, TrlReward, is_trl_style, list_rewards, load_reward
+from rewards.registry import BUILT_IN, TrlReward, list_rewards, load_reward
 from rewards.types import Extras, Problem, Score
 
 TEXT = Problem("p", "t", "2+2?", "4", "k", meta={"solution": "four"})
@@ -23,6 +23,7 @@ import neighbour
 def good(response, problem): return response == problem.answer
 def factory(bonus=0.0): return lambda response, problem: bonus
 def trl(completions, **columns): return [1.0 for _ in completions]
+def trl_too(prompts=None, completion_ids=None, **columns): return []
 def one(x): return 1.0
 async def slow(response, problem): return 0.5
 value = 3
@@ -95,7 +96,7 @@ def test_an_entry_point_is_found_by_name_and_listed(plugin: str, monkeypatch: py
         ("nope", "unknown reward 'nope'; known: choice, "),
         ("no.such:thing", "no module 'no.such'"),
         ("my_plugin:god", "did you mean 'good'"),
-        ("my_plugin:zzzz", "known: factory, good, one, slow, trl"),
+        ("my_plugin:zzzz", "known: factory, good, one, slow, trl, trl_too"),
         ("none.py:f", "no file 'none.py'"),
         ("broken_plugin:f", "ModuleNotFoundError: No module named 'no_such_dependency'"),
         ("broken_plugin.py:f", "no_such_dependency"),
@@ -204,11 +205,11 @@ def test_async_rewards_are_awaited(plugin: str) -> None:
     assert verdict(load_reward("my_plugin:slow")).value == 0.5
 
 
-def test_trl_style_is_told_by_parameter_names() -> None:
-    assert is_trl_style(lambda completions, **columns: [])
-    assert is_trl_style(lambda prompts=None, completion_ids=None, **columns: [])
-    assert not is_trl_style(lambda response, problem: 0.0)
-    assert not is_trl_style(max)
+def test_trl_style_is_told_by_parameter_names(plugin: str) -> None:
+    assert isinstance(load_reward("my_plugin:trl"), TrlReward)
+    assert isinstance(load_reward("my_plugin:trl_too"), TrlReward)
+    assert not isinstance(load_reward("my_plugin:good"), TrlReward)
+    assert load_reward("builtins:max") is max
 
 
 def test_trl_style_gets_what_trl_passes() -> None:
