@@ -6,6 +6,7 @@ A wrong key or value is refused at parse time with one line that names it and th
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -267,16 +268,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         rollout, budget, nodes, minibatches = self.rollout, self.budget, self.hardware.nodes, self.train.minibatches
-        placed = rollout.colocate or rollout.gpus
+        elsewhere = rollout.servers or self.sampler != "vllm"
         if rollout.group_size < 2:
             raise ValueError(f"rollout.group_size={rollout.group_size}: chains of a group are compared; use 2 or more")
         if budget.think is not None and budget.answer >= rollout.max_tokens:
             raise ValueError(f"budget.answer={budget.answer} fills rollout.max_tokens={rollout.max_tokens}; lower it")
-        if (rollout.colocate and rollout.gpus) or (placed and (rollout.servers or self.sampler != "vllm")):
-            raise ValueError(
-                "rollout.colocate and rollout.gpus say where the vLLM server that is started here runs: give one of "
-                "them, and neither beside rollout.servers or sampler=transformers"
-            )
+        if (rollout.colocate and (rollout.gpus or elsewhere)) or (rollout.gpus and elsewhere):
+            what = "rollout.colocate and rollout.gpus say where the vLLM server that is started here runs"
+            raise ValueError(f"{what}: give one of them, and neither beside rollout.servers or sampler=transformers")
         if minibatches > rollout.problems:
             raise ValueError(f"train.minibatches={minibatches} is more than rollout.problems={rollout.problems}")
         if nodes not in (None, 1):
@@ -293,14 +292,12 @@ class Config(Section):
         return self.sync.bound or {"float32": 1e-6, "bfloat16": 1e-3}[self.model.dtype]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A YAML file with `key.sub=value` overrides applied, or BadInput with the first problem in one line."""
-    return load_section(Config, path, overrides)
-
-
 def load_section(kind: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
-    """As load_config, for one kind of configuration."""
+    """A YAML file with `key.sub=value` overrides applied, or BadInput with the first problem in one line."""
     return parse_section(kind, _override(read_yaml(Path(path)), overrides), str(path))
+
+
+load_config = partial(load_section, Config)
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:
@@ -328,17 +325,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def parse_config(data: dict[str, Any], source: str = "config") -> Config:
-    """A training Config from plain data, or BadInput with the first problem in one line."""
-    return parse_section(Config, data, source)
-
-
-def parse_section(kind: type[S], data: dict[str, Any], source: str) -> S:
+def parse_section(kind: type[S], data: dict[str, Any], source: str = "config") -> S:
     """Plain data checked as one kind of configuration, or BadInput with the first problem in one line."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise BadInput(f"{source}: {_explain(error, kind)}") from None
+        first = error.errors()[0]
+    where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        inside = first["input"]
+        while isinstance(inside, dict) and len(inside) == 1:  # a section that isn't there: name the key that was meant
+            ((key, inside),) = inside.items()
+            where = f"{where}.{key}"
+        known, leaf = [key for key, _ in walk_fields(kind)], where.rpartition(".")[2]
+        moved = [key for key in known if key.rpartition(".")[2] == leaf]  # a right name in a wrong section
+        near = moved or difflib.get_close_matches(where, [*known, *kind.model_fields], n=1)
+        message = f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else "see `ponder config docs`")
+    elif first["type"] == "missing":
+        message = f"{where} is required"
+    elif first["type"] != "value_error":
+        message = f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+    raise BadInput(f"{source}: {message}")
+
+
+parse_config = partial(parse_section, Config)
 
 
 def dump_config(config: Config) -> str:
@@ -347,7 +357,6 @@ def dump_config(config: Config) -> str:
 
 
 def _override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`data`, changed by each `key.sub=value`."""
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key:
@@ -363,26 +372,6 @@ def _override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise BadInput(f"override {item!r}: the value is not YAML; quote it") from None
     return data
-
-
-def _explain(error: ValidationError, kind: type[Section]) -> str:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        inside = first["input"]
-        while isinstance(inside, dict) and len(inside) == 1:  # a section that isn't there: name the key that was meant
-            ((key, inside),) = inside.items()
-            where = f"{where}.{key}"
-        known, leaf = [key for key, _ in walk_fields(kind)], where.rpartition(".")[2]
-        moved = [key for key in known if key.rpartition(".")[2] == leaf]  # a right name in a wrong section
-        near = moved or difflib.get_close_matches(where, [*known, *kind.model_fields], n=1)
-        return f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else "see `ponder config docs`")
-    if first["type"] == "missing":
-        return f"{where} is required"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return message
-    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def walk_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

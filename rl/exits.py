@@ -90,7 +90,7 @@ def run_command(call: Callable[[], object]) -> int:
     except wrong_usage as error:
         return _say(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _say("interrupted", 130)
+        code = 130
     except BrokenPipeError:  # `ponder … | head`
         sys.stderr.close()
         return 0
@@ -98,9 +98,9 @@ def run_command(call: Callable[[], object]) -> int:
         if error.errno not in DISK_FULL:
             raise
         return _say(f"no space left on the disk ({error.filename or 'while writing'}); free some and go on", 2)
-    if code == 130:
+    if code == 130:  # typer answers a Ctrl-C, or an Exit, with its code
         return _say("interrupted", 130)
-    return code if isinstance(code, int) else 0  # typer answers a Ctrl-C, or an Exit, with its code
+    return code if isinstance(code, int) else 0
 
 
 def _say(message: str, code: int) -> int:

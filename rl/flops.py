@@ -55,10 +55,8 @@ def is_adapter(name: str) -> bool:
 
 @torch.enable_grad()
 def _skipped(model: Any, layers: list[nn.Linear]) -> int:
-    """Matrix products, in weights, that the backward pass under LoRA need not do.
-
-    A frozen layer has no weight gradient; one whose input no trained parameter has touched has no input gradient,
-    which one token's forward pass shows.
+    """Matrix products, in weights, that the backward pass under LoRA need not do: by weight in a frozen layer, by input
+    in one whose input no trained parameter has touched, which one token's forward pass shows.
     """
     untouched: set[nn.Module] = set()
 
@@ -82,12 +80,10 @@ def forward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -
 
 
 def backward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -> float:
-    """The backward pass: two products (by weight, by input) for each of the forward pass, less those that LoRA spares.
-
-    Attention counts in full in every layer, also in one below the first adapter.
-    """
+    """The backward pass: two products (by weight, by input) for each of the forward pass, less what LoRA spares."""
     linear = 2 * (shape.linear + shape.adapters) - shape.skipped
     head = shape.head * (1 if shape.frozen_head else 2)
+    # attention counts in full in every layer, also in one below the first adapter
     attention = 2 * shape.attention * sum(n * (n + 1) for n in lengths)
     return 2.0 * (linear * sum(lengths) + head * head_tokens + attention)
 

@@ -2,8 +2,6 @@
 own packing and log-probabilities. The loss is the mean over the tokens behind the prompt; prompts are not learnt.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -26,8 +24,6 @@ from rl.rundir import write_json
 from rollout.chain import bare_chain, merge
 from rollout.prompt import Template
 from rollout.types import Chain, Completion
-
-LOG_EVERY = 25
 
 
 class PretrainConfig(Section):
@@ -70,7 +66,7 @@ def pretrain(config: PretrainConfig) -> float:
             chains = next(batches)
             recent.append(train_step(policy, optimizer, chains, config.tokens_per_step))
             tokens += sum(len(chain.token_ids) for chain in chains)
-            if step % LOG_EVERY == 0 or step == config.steps:
+            if step % 25 == 0 or step == config.steps:
                 loss, recent = sum(recent) / len(recent), []
                 seconds = time.monotonic() - began
                 log.append({"step": step, "loss": loss, "tokens": tokens, "seconds": seconds})

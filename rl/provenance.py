@@ -1,7 +1,5 @@
 """Which versions and which command made a file of results."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import platform

@@ -63,8 +63,7 @@ class RunDir:
 
 def open_run(path: Path) -> tuple[RunDir, Config]:
     """The run at `path` and the configuration it was started with, or BadInput."""
-    run = RunDir(path)
-    if not run.config.is_file():
+    if not (run := RunDir(path)).config.is_file():
         raise BadInput(f"{path} is not a run directory (no config.yaml in it)")
     return run, load_config(run.config)
 
