@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.tasks import source_of
 from rewards.tasks.anatomy import read_tries
-from rewards.types import Split
+from rewards.types import Problem, Split
 from rl.build import Setup
 from rl.progress import RunProgress
 from rl.provenance import result_file
@@ -52,11 +52,32 @@ class Evaluator:
         self._store(label, split, cells, groups)
 
     async def run_patient(self, sampler: Sampler) -> None:
-        """The control base-patient: how much of a gain is patience that any prompt could buy the chains of `base`."""
-        label = "base-patient"
-        if read_cells(self.run, label) is None:
-            groups = await patient_groups(self.setup, read_groups(self.run, "base"), sampler, self.pool)
-            self._store(label, "test", patient_cells(self.setup, groups, label), groups)
+        """The control base-patient: how much of a gain is patience that any prompt could buy the chains of `base`.
+
+        Every close is taken back until the chain takes its own last attempt for a hit.
+        """
+        label, setup, template = "base-patient", self.setup, self.setup.template
+        if read_cells(self.run, label) is not None:
+            return
+        base, plan = read_groups(self.run, "base"), setup.plan
+        params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
+
+        def claims_a_hit(thinking: str) -> bool:
+            return any(attempt.claimed for attempt in read_tries(thinking)[-1:])
+
+        async def go_on(problem: Problem, k: int, chain: Chain) -> Chain:
+            seeds = partial(request_seed, plan.seed, EVAL_STEP, problem.id, k)
+            budget = Budget(None, plan.answer)
+            longer = await extend_thinking(sampler, template, chain, params, budget, seeds, claims_a_hit)
+            return await score_chain(longer, problem, template=template, pool=self.pool, spec=setup.spec_of(problem))
+
+        chains = iter(await gather_all(go_on(g.problem, k, chain) for g in base for k, chain in enumerate(g.chains)))
+        groups = [Group(g.problem, [next(chains) for _ in g.chains], g.step) for g in base]
+        cells = make_cells(
+            groups, replace(plan, samples=len(groups[0].chains), budgets=(None,)), partial(source_of, setup.task),
+            text_of=template.response_text, ks=None, model=label, split="test",
+        )  # fmt: skip
+        self._store(label, "test", cells, groups)
 
     def _store(self, label: str, split: Split, cells: Cells, groups: list[Group]) -> None:
         samples = samples_path(self.run, label)
@@ -65,33 +86,6 @@ class Evaluator:
         SampleStore(samples).append(0, groups)
         write_json(self.run.eval / f"{label}.json", result_file(cells))
         self.progress.say(f"{label} on {split}: {describe(headline(cells))}")
-
-
-async def patient_groups(setup: Setup, groups: Sequence[Group], sampler: Sampler, pool: Scorer) -> list[Group]:
-    """The base's chains gone on with: every close is taken back until the chain itself claims a hit."""
-    plan, template = setup.plan, setup.template
-    params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
-
-    async def one(group: Group, k: int, chain: Chain) -> Chain:
-        problem, budget = group.problem, Budget(None, plan.answer)
-        seeds = partial(request_seed, plan.seed, EVAL_STEP, problem.id, k)
-        longer = await extend_thinking(sampler, template, chain, params, budget, seeds, claims_a_hit)
-        return await score_chain(longer, problem, template=template, pool=pool, spec=setup.spec_of(problem))
-
-    chains = iter(await gather_all(one(g, k, chain) for g in groups for k, chain in enumerate(g.chains)))
-    return [Group(g.problem, [next(chains) for _ in g.chains], g.step) for g in groups]
-
-
-def claims_a_hit(thinking: str) -> bool:
-    """Whether the last finished attempt is one that the chain takes for a hit."""
-    return any(attempt.claimed for attempt in read_tries(thinking)[-1:])
-
-
-def patient_cells(setup: Setup, groups: Sequence[Group], label: str) -> Cells:
-    """The cells of `patient_groups`, one for each task of the run."""
-    plan = replace(setup.plan, samples=len(groups[0].chains), budgets=(None,))
-    text_of, task_of = setup.template.response_text, partial(source_of, setup.task)
-    return make_cells(groups, plan, task_of, text_of=text_of, ks=None, model=label, split="test")
 
 
 def clear_evaluations(run: RunDir, step: int, finished: bool) -> None:

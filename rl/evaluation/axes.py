@@ -28,13 +28,22 @@ class Axes(NamedTuple):
 
 
 def read_axes(paths: Sequence[Path], x: str = "flops") -> Axes:
-    """Read runs and evaluation files and measure both axes; `x` is a key of training.COMPUTE.
+    """Read runs and evaluation files and measure both axes; `x` is a key of training.COMPUTE. Raises BadInput.
 
-    The first run with two points or more is the training axis, the other runs are its seeds. Raises BadInput.
+    The first run with two points or more is the training axis; the other runs, and those in a run's sub-directories,
+    are its seeds. Policies are those of evaluation files, by their names, then those of the first run that has any.
     """
-    runs, policies = read_sources(paths)
-    train = [measure_training(run, x) for run in runs if len(run.points) > 1]
+    runs: list[Run] = []
+    for path in (path for path in paths if not path.is_file()):
+        inside = (path, *sorted(path.iterdir())) if path.is_dir() else ()
+        found = [read_run(one) for one in inside if (one / "metrics.jsonl").is_file() or (one / "eval").is_dir()]
+        if not found:
+            raise BadInput(f"{path} is no evaluation file and no run directory (with metrics.jsonl or eval/ in it)")
+        runs += found
+    beside = [read_thinker(path.stem, path) for path in paths if path.is_file()]
+    policies = [*beside, *next((run.thinkers for run in runs if run.thinkers), ())]
     thinkers = [policy for policy in policies if policy.caps]
+    train = [measure_training(run, x) for run in runs if len(run.points) > 1]
     several = any(len(thinker.caps) > 1 or thinker.samples for thinker in thinkers)
     if not train and not several:
         named = " ".join(map(str, paths))
@@ -79,22 +88,6 @@ class EvalFile(BaseModel):
     """eval/*.json, and what `ponder eval --out` writes."""
 
     cells: list[CellRow] = Field(min_length=1)
-
-
-def read_sources(paths: Sequence[Path]) -> tuple[list[Run], list[Thinker]]:
-    """Runs in the order given, each followed by those in its sub-directories (other seeds); and the policies.
-
-    Policies are those of evaluation files, by their names, then those of the first run that has any. Raises BadInput.
-    """
-    runs: list[Run] = []
-    for path in (path for path in paths if not path.is_file()):
-        inside = (path, *sorted(path.iterdir())) if path.is_dir() else ()
-        found = [read_run(one) for one in inside if (one / "metrics.jsonl").is_file() or (one / "eval").is_dir()]
-        if not found:
-            raise BadInput(f"{path} is no evaluation file and no run directory (with metrics.jsonl or eval/ in it)")
-        runs += found
-    beside = [read_thinker(path.stem, path) for path in paths if path.is_file()]
-    return runs, [*beside, *next((run.thinkers for run in runs if run.thinkers), ())]
 
 
 def read_run(path: Path) -> Run:

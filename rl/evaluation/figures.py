@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rewards.errors import BadInput
 from rl.evaluation.accuracy import Accuracy
 from rl.evaluation.axes import Axes
-from rl.evaluation.thinking import Thinker, ThinkingAxis
+from rl.evaluation.thinking import ThinkingAxis
 from rl.evaluation.training import UNITS, TrainAxis
 
 COLOURS = {  # Okabe and Ito's, told apart by colour-blind readers
@@ -71,8 +71,19 @@ def train_figure(axis: TrainAxis) -> Figure:
 def thinking_figure(axis: ThinkingAxis) -> Figure:
     """Accuracy against tokens spent a problem, by cap and by samples, for every policy, and the best of all."""
     figure, plot = _new_figure("thinking", axis)
-    _draw_thinkers(plot, axis.thinkers)
-    final = axis.thinkers[-1]
+    final, room = axis.thinkers[-1], 0.0
+    for rank, thinker in enumerate(axis.thinkers, 1):  # the first grey and the last blue, paler the earlier
+        color, width = (BLUE, 1.8) if thinker is final else (GREY if rank == 1 else SKY, 1.2)
+        tokens, accuracies = [cell.tokens for cell in thinker.caps], [cell.accuracy for cell in thinker.caps]
+        alpha = 0.5 + 0.5 * rank / len(axis.thinkers)
+        _draw_points(plot, tokens, accuracies, "o-", color=color, alpha=alpha, lw=width, label=thinker.name)
+        if thinker.direct is not None:
+            at = (thinker.direct.tokens, thinker.direct.accuracy.value)
+            plot.plot(*at, "D", color=color, ms=6, mfc="none", label=f"{thinker.name}, answers at once")
+    for cell in final.caps:  # each cap beside its point, unless it would lie on the one before
+        if cell.budget is not None and cell.tokens >= room:
+            at, room = (cell.tokens, cell.accuracy.value), cell.tokens * 1.1
+            plot.annotate(str(cell.budget), at, xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=7)
     kinds = {"derived": ("-", ORANGE, "pass@k, derived"), "unbiased": ("^", ORANGE, "pass@k, unbiased"),
              "majority": ("s-", GREEN, "majority@k")}  # fmt: skip
     for kind, (fmt, color, label) in kinds.items():
@@ -82,9 +93,9 @@ def thinking_figure(axis: ThinkingAxis) -> Figure:
     shown = axis.to_json()
     bought = [(row["tokens"], row["accuracy"]) for row in shown["points"] + shown["direct"]]
     measured = [(row["tokens"], row[kind]) for row in shown["samples"] for kind in ("unbiased", "majority")]
-    tokens, accuracy = np.array(sorted(bought + [pair for pair in measured if pair[1] is not None])).T
+    spent, accuracy = np.array(sorted(bought + [pair for pair in measured if pair[1] is not None])).T
     frontier = np.maximum.accumulate(accuracy)
-    plot.step(tokens, frontier, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
+    plot.step(spent, frontier, where="post", color=GREY, lw=0.9, ls=":", label="frontier of all", zorder=1)
     if axis.verdict == "saturated" and axis.saturated_at is not None:
         plot.axvline(axis.saturated_at, color=GREY, lw=0.8, ls="--", zorder=0, label="saturated")
     plot.set_xscale("log", base=2)
@@ -107,20 +118,3 @@ def _draw_points(plot: Plot, x: Any, accuracies: Sequence[Accuracy], fmt: str = 
     """At `x` [n], with their intervals."""
     values, (low, high) = np.array([a.value for a in accuracies]), np.array([a.ci95 for a in accuracies]).T
     plot.errorbar(x, values, yerr=[values - low, high - values], fmt=fmt, ms=4, elinewidth=0.8, capsize=2, **style)
-
-
-def _draw_thinkers(plot: Plot, thinkers: Sequence[Thinker]) -> None:
-    """A line over the caps of each policy, the first grey and the last blue; a diamond where it answers at once."""
-    for rank, thinker in enumerate(thinkers, 1):
-        color, width = (BLUE, 1.8) if rank == len(thinkers) else (GREY if rank == 1 else SKY, 1.2)
-        tokens, accuracies = [cell.tokens for cell in thinker.caps], [cell.accuracy for cell in thinker.caps]
-        alpha = 0.5 + 0.5 * rank / len(thinkers)  # tells checkpoints apart
-        _draw_points(plot, tokens, accuracies, "o-", color=color, alpha=alpha, lw=width, label=thinker.name)
-        if thinker.direct is not None:
-            at = (thinker.direct.tokens, thinker.direct.accuracy.value)
-            plot.plot(*at, "D", color=color, ms=6, mfc="none", label=f"{thinker.name}, answers at once")
-    room = 0.0
-    for cell in thinkers[-1].caps:  # each cap beside its point, unless it would lie on the one before
-        if cell.budget is not None and cell.tokens >= room:
-            at, room = (cell.tokens, cell.accuracy.value), cell.tokens * 1.1
-            plot.annotate(str(cell.budget), at, xytext=(-5, 5), textcoords="offset points", ha="right", fontsize=7)

@@ -4,10 +4,14 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from rl.evaluation.accuracy import Accuracy, Gain, Verdict, gain_between
-from rl.evaluation.fits import fit_rates, pass_at
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import betaln
+
+from rl.evaluation.accuracy import Accuracy, Array, Gain, Verdict, gain_between
 
 BEYOND = 4  # pass@k is derived up to so many times the samples that were taken
+RATES = (np.log(1e-3), np.log(1e4))  # bounds of log a and log b, for problems all alike or all certain
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,29 @@ def measure_thinking(thinkers: list[Thinker]) -> ThinkingAxis:
         return ThinkingAxis(thinkers, doublings, None, None)
     start = next((twice for _, twice, added in doublings[::-1] if added.verdict == "rising"), doublings[0][0])
     return ThinkingAxis(thinkers, doublings, start.tokens, gain_between(start.accuracy, doublings[-1][1].accuracy))
+
+
+def fit_rates(outcomes: Array) -> tuple[float, float] | None:
+    """(a, b) of the Beta that problems' own pass@1 come from, most likely for outcomes [P, 2] (correct, judged).
+
+    log L = sum of log B(a + c, b + n - c) - log B(a, b), the beta-binomial's up to a constant (arXiv 2407.21787).
+    With one sample a problem only the mean is known, never the spread: None.
+    """
+    correct, judged = outcomes[outcomes[:, 1] > 0].T
+    if not (judged > 1).any():
+        return None
+
+    def loss(theta: Array) -> float:
+        a, b = np.exp(theta)
+        return -float((betaln(a + correct, b + judged - correct) - betaln(a, b)).mean())
+
+    share = (correct.sum() + 1) / (judged.sum() + 2)
+    starts = [np.log([share * total, (1 - share) * total]) for total in (0.5, 5.0, 50.0)]
+    found = [minimize(loss, np.clip(start, *RATES), method="L-BFGS-B", bounds=[RATES] * 2) for start in starts]
+    a, b = np.exp(min(found, key=lambda result: result.fun).x)
+    return float(a), float(b)
+
+
+def pass_at(k: int, a: float, b: float) -> float:
+    """E[1 - (1 - p)^k] = 1 - B(a, b + k) / B(a, b) for p from Beta(a, b)."""
+    return float(-np.expm1(betaln(a, b + k) - betaln(a, b)))

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from rewards.types import STATUSES
 from rl.evaluation.accuracy import QUANTILES, Accuracy, Array, Gain, Verdict, interval, means, resample
-from rl.evaluation.fits import Fit, fit_curve
 from rl.evaluation.thinking import Thinker
 from rl.metrics import Row
 
@@ -20,6 +20,9 @@ COMPUTE = {  # what the axis may count, and the metrics of a step that add up to
     "seconds": ("total/time/step",),
 }
 UNITS = {"flops": "FLOPs", "tokens": "generated tokens", "steps": "steps", "seconds": "seconds"}
+EXPONENTS = (0.5, 4.0)  # bounds of B: below, it climbs over a thousandfold compute; above, it is a step
+MIDPOINTS = (0.1, 10.0)  # bounds of Cmid, in units of the smallest and of the largest compute that was fitted
+STARTS = ((0.1, 1.0), (0.3, 1.0), (0.3, 2.5), (1.0, 1.0), (1.0, 2.5), (3.0, 1.5))  # (Cmid / largest compute, B)
 FIT_DRAWS = 400  # resamples that are fitted; a fit takes milliseconds
 MIN_FIT = 4  # points, the base among them, below which nothing is fitted: the curve has three free parameters
 MIN_CHECK = 8  # points below which there is no check and no verdict: half of them must still carry a fit
@@ -42,6 +45,49 @@ class Run(NamedTuple):
     rows: Sequence[Row] = ()  # metrics.jsonl
     config: Mapping[str, Any] = {}  # config.yaml as it stands
     thinkers: Sequence[Thinker] = ()  # base, checkpoints and final policy, those that were measured on test
+
+
+@dataclass(frozen=True)
+class Fit:
+    """R(C) = R0 + (A - R0) / (1 + (Cmid / C)^B), ScaleRL (arXiv 2510.13786, equation 1): accuracy R at compute C."""
+
+    base: float  # R0
+    ceiling: float  # A
+    midpoint: float  # Cmid, in the unit of compute: half of the way is gone
+    exponent: float  # B: how abruptly
+
+    def at(self, compute: Array) -> Array:
+        """Accuracy [n] at compute [n] >= 0; exactly R0 at 0."""
+        ratio = (compute / self.midpoint) ** self.exponent
+        return self.base + (self.ceiling - self.base) * ratio / (1 + ratio)
+
+
+def fit_curve(compute: Array, accuracy: Array, deviation: Array, base: float, near: Fit | None = None) -> Fit:
+    """The curve through (0, `base`) nearest to points [n] with standard deviations [n]; one must have compute.
+
+    Bounds: A in [R0, 1], B in EXPONENTS, Cmid as MIDPOINTS says. `near` starts from another fit alone, for resamples.
+    """
+    compute, accuracy, deviation = (values[compute > 0] for values in (compute, accuracy, deviation))
+    largest = float(compute.max())
+    x = compute / largest
+    low = np.array([base, np.log(MIDPOINTS[0] * x.min()), np.log(EXPONENTS[0])])
+    high = np.array([max(1.0, base + 1e-9), np.log(MIDPOINTS[1]), np.log(EXPONENTS[1])])
+
+    def curve(theta: Array) -> Fit:
+        return Fit(base, float(theta[0]), float(np.exp(theta[1])), float(np.exp(theta[2])))
+
+    def residuals(theta: Array) -> Array:
+        return (curve(theta).at(x) - accuracy) / deviation
+
+    top = base + 1.1 * max(float(accuracy.max()) - base, 0.0)
+    starts = [(top, np.log(midpoint), np.log(exponent)) for midpoint, exponent in STARTS]
+    if near is not None:
+        starts = [(near.ceiling, np.log(near.midpoint / largest), np.log(near.exponent))]
+    inside = 1e-6 * (high - low)
+    clipped = np.clip(starts, low + inside, high - inside)
+    found = [least_squares(residuals, start, bounds=(low, high)) for start in clipped]
+    best = curve(min(found, key=lambda result: result.cost).x)
+    return replace(best, midpoint=best.midpoint * largest)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from rewards.tasks import source_of
 from rl.build import prepare
 from rl.config import parse_config
-from rl.evaluator import claims_a_hit, patient_cells, patient_groups, samples_path
+from rl.evaluator import Evaluator, read_cells, read_groups, samples_path
+from rl.progress import RunProgress
 from rl.rundir import RunDir, write_json
 from rl.summary import anatomy, vote_controls, write_changes
+from rollout.evaluate import make_cells
 from rollout.store import SampleStore
 from rollout.types import Chain, Group
 from tests.fakes import FakeSampler
@@ -66,20 +70,28 @@ async def base_group(setup, text: str) -> Group:
     return Group(problem, [chain])
 
 
-def test_only_the_last_attempt_counts_as_a_claim() -> None:
-    assert claims_a_hit(f"<think> {MISS} {HIT}")
-    assert not claims_a_hit(f"<think> {HIT} {MISS}")
-    assert not claims_a_hit("<think>")
-
-
-async def test_the_patient_base_goes_on_until_it_claims_a_hit(setup) -> None:
-    group = await base_group(setup, f"{MISS} </think> 1 + 1 <eos>")
-    sampler = policy(setup, [f"{MISS} </think> 1 + 1 <eos>", f"{HIT} </think> 4 + 5 <eos>"])
-    (patient,) = await patient_groups(setup, [group], sampler, Verdicts())
-    text = setup.template.response_text(patient.chains[0])
-    assert text.split() == f"<think> {MISS} {MISS} {HIT} </think> 4 + 5".split()
-    (cell,) = patient_cells(setup, [patient], "base-patient")
+@pytest.mark.parametrize("said", [MISS, f"{HIT} {MISS}", ""])
+async def test_the_patient_base_goes_on_until_its_last_attempt_claims_a_hit(setup, tmp_path, said: str) -> None:
+    run = RunDir(tmp_path / "run")
+    store(setup, run, "base", [await base_group(setup, f"{said} </think> 1 + 1 <eos>")])
+    sampler = policy(setup, [f"{said} </think> 1 + 1 <eos>", f"{HIT} </think> 4 + 5 <eos>"])
+    await Evaluator(setup, run, Verdicts(), RunProgress(1)).run_patient(sampler)
+    ((chain,),) = (group.chains for group in read_groups(run, "base-patient"))
+    text = setup.template.response_text(chain)
+    assert text.split() == f"<think> {said} {said} {HIT} </think> 4 + 5".split()
+    (cell,) = read_cells(run, "base-patient") or []
     assert (cell["pass@1"], cell["task"], cell["model"]) == (1.0, "countdown?numbers=3", "base-patient")
+
+
+def store(setup, run: RunDir, label: str, groups: list[Group]) -> None:
+    """An evaluation: its chains and, of those that are scored, its cells."""
+    run.eval.mkdir(parents=True, exist_ok=True)
+    SampleStore(samples_path(run, label)).append(0, groups)
+    plan, task_of = replace(setup.plan, samples=1, budgets=(None,)), partial(source_of, setup.task)
+    texts = {"text_of": setup.template.response_text, "ks": None}
+    if all(chain.score for group in groups for chain in group.chains):
+        cells = make_cells(groups, plan, task_of, **texts, model=label, split="test")
+        write_json(run.eval / f"{label}.json", {"cells": cells})
 
 
 def scored(setup, group: Group, right: bool, difficulty: float = 3.0) -> Group:
@@ -120,11 +132,8 @@ async def test_the_gain_beyond_patience_is_paired(setup, tmp_path) -> None:
     run = RunDir(tmp_path / "run")
     group = await base_group(setup, f"{MISS} </think> 1 + 1 <eos>")
     for label, right in [("base", False), ("base-patient", True), ("final", True)]:
-        groups = [scored(setup, group, right)]
-        run.eval.mkdir(parents=True, exist_ok=True)
-        SampleStore(samples_path(run, label)).append(0, groups)
-        write_json(run.eval / f"{label}.json", {"cells": patient_cells(setup, groups, label)})
-    write_json(run.eval / "base-votes.json", {"cells": patient_cells(setup, [scored(setup, group, False)], "v")})
+        store(setup, run, label, [scored(setup, group, right)])
+    store(setup, run, "base-votes", [scored(setup, group, False)])
     changes, said = write_changes(setup, run)
     assert json.loads((run.eval / "changes.json").read_text()) == changes
     assert changes["beyond_patience"]["pass@1"] == 0.0

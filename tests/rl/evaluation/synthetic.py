@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from rl.evaluation.accuracy import Accuracy
-from rl.evaluation.fits import Fit
+from rl.evaluation.training import Fit
 
 CURVE = Fit(base=0.25, ceiling=0.85, midpoint=4e12, exponent=1.3)
 CAPS = (0, 16, 32, 64, 128, 256, 512, 1024)

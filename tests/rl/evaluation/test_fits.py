@@ -10,7 +10,8 @@ from scipy.integrate import quad
 from scipy.optimize import curve_fit
 from scipy.stats import beta, betabinom
 
-from rl.evaluation.fits import EXPONENTS, Fit, fit_curve, fit_rates, pass_at
+from rl.evaluation.thinking import fit_rates, pass_at
+from rl.evaluation.training import EXPONENTS, Fit, fit_curve
 from rollout.evaluate import mean_pass_at_k
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rewards.errors import BadInput
-from rl.evaluation.axes import read_cells, read_run, read_sources
+from rl.evaluation.axes import read_axes, read_cells, read_run, read_thinker
 from tests.rl.evaluation.synthetic import CAPS, cell, outcomes, write_cells, write_run
 
 
@@ -37,18 +37,26 @@ def test_seeds_are_the_runs_below(run: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "axes", steps=(0, 10))
     for seed in ("seed-3", "seed-2"):
         write_run(folder / seed, steps=(0, 10))
-    assert [r.name for r in read_sources([folder, run])[0]] == ["axes", "seed-2", "seed-3", "axes"]
+    assert names_of(folder, run) == ["axes", "seed-2", "seed-3", "axes"]
     alone = tmp_path / "several"
     alone.mkdir()
     (folder / "seed-2").rename(alone / "one")
-    assert [r.name for r in read_sources([alone])[0]] == ["one"]
+    assert names_of(alone) == ["one"]
+
+
+def names_of(*paths: Path) -> list[str]:
+    axis = read_axes(paths).train
+    assert axis is not None
+    return [axis.name, *(seed.name for seed in axis.seeds)]
 
 
 def test_files_are_policies_beside_the_runs_own(run: Path, tmp_path: Path) -> None:
     other = write_cells(tmp_path / "longer.json", [cell(outcomes(0.5, 20, 1, 1), 9)])
-    runs, policies = read_sources([run, other])
-    assert len(runs) == 1
-    assert [policy.name for policy in policies] == ["longer", "base", "step 80", "final"]
+    train, thinking = read_axes([run, other])
+    assert train is not None
+    assert train.seeds == ()
+    assert thinking is not None
+    assert [policy.name for policy in thinking.thinkers] == ["longer", "base", "step 80", "final"]
 
 
 def test_cells_of_several_tasks_are_one(tmp_path: Path) -> None:
@@ -57,7 +65,7 @@ def test_cells_of_several_tasks_are_one(tmp_path: Path) -> None:
     for told in (True, False):
         rows = [row if told else {k: v for k, v in row.items() if k != "outcomes"} for row in cells]
         path = write_cells(tmp_path / "mixed.json", rows)
-        (mixed,) = read_sources([path])[1][0].cells
+        (mixed,) = read_thinker("mixed", path).cells
         expected = (sum(c for c, _ in easy) + sum(c for c, _ in hard)) / 800
         assert mixed.accuracy.value == pytest.approx(expected)
         assert mixed.accuracy.problems == 400
@@ -88,12 +96,12 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, na
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no run directory"):
-        read_sources([tmp_path / "nowhere"])
+        read_axes([tmp_path / "nowhere"])
     with pytest.raises(BadInput, match="no run directory"):
-        read_sources([tmp_path])
+        read_axes([tmp_path])
     (tmp_path / "metrics.jsonl").write_text("{]\n")
     with pytest.raises(BadInput, match="not JSON"):
-        read_sources([tmp_path])
+        read_axes([tmp_path])
 
 
 def test_an_evaluation_without_its_step_is_refused(tmp_path: Path) -> None:

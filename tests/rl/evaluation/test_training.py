@@ -10,8 +10,7 @@ import pytest
 
 from rl.evaluation import training
 from rl.evaluation.accuracy import Accuracy, Array
-from rl.evaluation.fits import Fit
-from rl.evaluation.training import Run, TrainPoint, measure_slope, measure_training, name_bottleneck, predict
+from rl.evaluation.training import Fit, Run, TrainPoint, measure_slope, measure_training, name_bottleneck, predict
 from tests.rl.evaluation.synthetic import CURVE, accuracy, outcomes
 
 STEPS = tuple(range(0, 170, 10))
