@@ -25,13 +25,7 @@ _LEVELS: list[dict[str, str]] = _TABLE["levels"]
 _GROUPS: dict[str, list[str]] = _TABLE["groups"]
 RELATIONS = {*_LEVELS[0].values()} - {"in"}
 _PLUS_MINUS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
-_CHARACTERS = str.maketrans(
-    dict(zip(*_TABLE["characters"], strict=True))
-    | {char: f"\\{name} " for char, name in zip(_TABLE["commands"][0], _TABLE["commands"][1].split(), strict=True)}
-    | {char: f"\\{name} " for char, name in zip(_TABLE["greek_letters"], GREEK, strict=False)}
-    | {char: " \\frac{{{}}}{{{}}}".format(*normalize("NFKC", char).split("\u2044")) for char in _TABLE["fractions"]}
-    | dict.fromkeys(_TABLE["dropped"], "")
-)
+_CHARACTERS = str.maketrans(_TABLE["characters"])
 _REWRITES = [(re.compile(old.replace("UNIT", _TABLE["unit"])), new) for old, new in _TABLE["rewrites"]]
 _CYCLE = re.compile(r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")  # 0.1\overline{6}
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.]| \d|/)")  # 10 000
@@ -74,11 +68,17 @@ def clean(text: str) -> str:
 def read(text: str, thousands: bool = True) -> tuple[Node, str]:
     """The tree of a cleaned text, and the unit behind it. With `thousands` 1,234 is one number. Raises NotRead."""
     tokens = _tokens(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), text) if thousands else text)
-    if {"\\pm", "\\mp"}.isdisjoint(tokens):
-        return _Parser(tokens).whole()
-    (plus, unit), (minus, _) = (_Parser([sign.get(token, token) for token in tokens]).whole() for sign in _PLUS_MINUS)
-    both = [item for node in (plus, minus) for item in (node[1:] if node[0] in ("list", "set") else (node,))]
-    return ("list", *dict.fromkeys(both)), unit
+    nodes: list[Node] = []
+    for signs in ({},) if {"\\pm", "\\mp"}.isdisjoint(tokens) else _PLUS_MINUS:
+        parser = _Parser([signs.get(token, token) for token in tokens])
+        items = parser.items("")
+        rest = parser.tokens[parser.at : -1]
+        if rest and not (rest[0][0] == '"' and all(token[0] in '"/^{}.0123456789' for token in rest)):
+            raise NotRead(f"left over: {rest[:3]}")
+        nodes.append(items[0] if len(items) == 1 else ("list", *items))
+    both = [item for node in nodes for item in (node[1:] if node[0] in ("list", "set") else (node,))]
+    unit = "".join(token.strip('"{}.') for token in rest).lower()
+    return (nodes[0] if len(nodes) == 1 else ("list", *dict.fromkeys(both))), unit
 
 
 def _tokens(text: str) -> list[str]:
@@ -121,14 +121,6 @@ class _Parser:
         self.at += 1
         return token
 
-    def whole(self) -> tuple[Node, str]:
-        items = self.items("")
-        rest = self.tokens[self.at : -1]
-        if rest and not (rest[0][0] == '"' and all(token[0] in '"/^{}.0123456789' for token in rest)):
-            raise NotRead(f"left over: {rest[:3]}")
-        unit = "".join(token.strip('"{}.') for token in rest).lower()
-        return (items[0] if len(items) == 1 else ("list", *items)), unit
-
     def items(self, *ends: str) -> list[Node]:
         found = []
         while self.next not in ends and self.next[:1] != '"':
@@ -148,7 +140,8 @@ class _Parser:
         while True:
             before, ahead = self.tokens[self.at - 1], " ".join(self.tokens[self.at : self.at + 3])
             if self.next in signs:
-                node = (signs[self.take()], node, operand())
+                sign = signs[self.take()]
+                node = (*(node if sign == node[0] == "union" else (sign, node)), operand())
             elif level == 3 and node[0] == "n" and before[0].isdigit() and _FRACTION.match(ahead):  # a mixed number
                 fraction = self.primary()
                 if fraction[0] == "n":

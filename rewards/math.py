@@ -3,9 +3,10 @@ r"""Whether a final answer equals the reference as mathematics: exact wherever i
 Same text; exact numbers; same words; our own parse, by parts and values; only what it can't read goes to math-verify.
 """
 
+import logging
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from importlib import import_module
 from typing import Any
 
 from rewards.answer import final_answers, squeeze, with_open_tag
@@ -28,7 +29,7 @@ Verdict = bool | None  # None: our own grammar can't tell
 
 def math(response: str, problem: Problem) -> Score:
     """Whether the final answer equals `problem.answer`; `rel_tol` and `abs_tol` in `problem.meta` hold for decimals."""
-    _math_verify()  # imported in the pool's warm-up call, not on the clock of the first item that needs it
+    import_module("math_verify")  # in the pool's warm-up call, not on the clock of the first item that needs it
     answers = final_answers(with_open_tag(response, problem.prompt))
     if not answers:
         return Score(0.0, False, "unparsed", detail="no final answer")
@@ -99,7 +100,7 @@ def _same(a: Node, b: Node) -> Verdict:
     if kinds & {"matrix", "union"} and len(kinds) > 1:
         return None
     if kinds <= {"list", "set"} or kinds == {"union"}:
-        return _unordered(_same, _parts(a), _parts(b))
+        return _unordered(_same, a[1:], b[1:])
     structures = [node[0] in ("list", "set", "union") or node[0][0] in "([" for node in (a, b)]
     if not any(structures):
         return same_value(a, b)
@@ -114,11 +115,6 @@ def _core(node: Node) -> Node:
     while node[0] in ("in", "°") or (node[0] in ("set", "list") and len(node) == 2):
         node = node[-1]
     return node
-
-
-def _parts(node: Node) -> tuple[Node, ...]:
-    """Items, or the members of a union."""
-    return (*_parts(node[1]), node[2]) if node[0] == "union" else node[1:] if node[0] in ("list", "set") else (node,)
 
 
 def _unordered(same: Callable[[Any, Any], Verdict], ours: Sequence[Any], theirs: Sequence[Any]) -> Verdict:
@@ -175,26 +171,18 @@ def _chain(node: Node) -> list[tuple[str, Node]]:
     return [*before, (str(_TURNED.get(sign, sign)), ("-", more, less))]
 
 
-@cache
-def _math_verify() -> tuple[Callable[..., Any], Callable[..., bool]]:
-    import logging
-
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time-outs are off
-    return lambda text: parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None), verify
-
-
 def _ask_math_verify(reference: str, answer: str) -> bool:
     """Its verdict on texts of moderate size; numbers must agree in relation to their size too."""
     prose = _PROSE.search(answer) and not _PROSE.search(reference)  # it would pick a number out of the words
     if prose or any(len(text) > MAX_FALLBACK or _FIERCE.search(text) for text in (reference, answer)):
         return False
-    parse, verify = _math_verify()
+    from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Expr, N
 
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time-outs are off
+    how = {"extraction_config": [LatexExtractionConfig()], "parsing_timeout": None}
     try:
-        gold, found = parse(reference), parse(answer)
+        gold, found = parse(f"${reference}$", **how), parse(f"${answer}$", **how)
         if not (gold and found and verify(gold, found, timeout_seconds=None)):
             return False
         if not all(isinstance(x, Expr) and x.is_number for x in (gold[0], found[0])):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from rewards.errors import BadInput, nearest, one_line
@@ -88,13 +88,23 @@ def _resolve(spec: Any) -> Any:
         hint = nearest(spec, sorted({*BUILT_IN, *plugins}))
         raise BadInput(f"unknown reward {spec!r}; {hint} (or your own: module:function, path/file.py:function)")
     place, _, attribute = BUILT_IN.get(spec, spec).rpartition(":")
-    try:
-        module = _from_file(Path(place), spec) if place.endswith(".py") else importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if place.endswith(".py") or not f"{place}.".startswith(f"{error.name}."):  # something that the module imports
-            raise
-        own = f"{place.replace('.', '/')}.py:{attribute}"
-        raise BadInput(f"reward {spec!r}: no module {place!r} on PYTHONPATH; a file is named {own!r}") from None
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise BadInput(f"reward {spec!r}: no file {place!r} below {Path.cwd()}")
+        found: Any = importlib.util.spec_from_file_location(f"ponder_plugin_{path.stem}", path)
+        module = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = module  # dataclasses and pickle look the module up by name
+        sys.path.append(str(path.resolve().parent))  # last: its neighbours can be imported, nothing is shadowed
+        found.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if not f"{place}.".startswith(f"{error.name}."):  # something that the module imports
+                raise
+            own = f"{place.replace('.', '/')}.py:{attribute}"
+            raise BadInput(f"reward {spec!r}: no module {place!r} on PYTHONPATH; a file is named {own!r}") from None
     if hasattr(module, attribute):
         return getattr(module, attribute)
     file = Path(f"{place}.py")
@@ -104,19 +114,6 @@ def _resolve(spec: Any) -> Any:
         known = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__)
         lack = f"no function {attribute!r} in {place}; {nearest(attribute, known)}"
     raise BadInput(f"reward {spec!r}: {lack}")
-
-
-def _from_file(path: Path, spec: str) -> ModuleType:
-    if not path.is_file():
-        raise BadInput(f"reward {spec!r}: no file {str(path)!r} below {Path.cwd()}")
-    module_spec = importlib.util.spec_from_file_location(f"ponder_plugin_{path.stem}", path)
-    assert module_spec is not None  # the suffix is .py, so there is a loader
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses and pickle look the module up by name
-    sys.path.append(str(path.resolve().parent))  # last: its neighbours can be imported, nothing is shadowed
-    module_spec.loader.exec_module(module)
-    return module
 
 
 class TrlReward:
