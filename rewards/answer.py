@@ -4,19 +4,21 @@ Every finder is linear in the response's length: a megabyte of half-open boxes m
 """
 
 import re
-from itertools import pairwise
 
 from rewards.types import Prompt
 
 OPEN, CLOSE = "<think>", "</think>"
 MAX_LINE = 200  # characters of the longest answer read from running text or from a bare line
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_TAGS = re.compile(r"</?answer>")
+_TAGGED = re.compile(r"<answer>([^<]*+(?:<(?!/?answer>)[^<]*+)*+)</answer>")
 _HASHED = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
-_STATED = re.compile(
-    r"\b(?:the (?:final |correct )?answer(?: to [^.:\n]{1,80}?)? is|answer(?:\*\*)?[:=])[\s:*]*(?:\$\$|\\\[)?\s*", re.I
+_PHRASE = r"(?:the (?:final |correct )?answer(?: to [^.:\n]{1,80}?)? is|answer(?:\*\*)?[:=])"
+_END = r"[.!?](?:\\?[)\]$*\"']){0,9}(?:\s|$)"
+_STATED = re.compile(  # not where another phrase follows: "Answer: the answer is"
+    rf"\b{_PHRASE}[\s:*]*+(?:\$\$|\\\[)?+\s*+(?!{_PHRASE})(?=(.{{0,{MAX_LINE}}}?)(?:{_END}|$))",
+    re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?:\\?[)\]$*\"'])*(?:\s|$)")
+_SENTENCE_END = re.compile(_END)
 _WORD = re.compile(r"(?<![\\</a-zA-Z])[^\W\d_]")  # no command, no tag
 _WRAPPERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
 _FENCES = {"", "$$", "\\]", "```"}  # lines that only close a display
@@ -33,14 +35,14 @@ def final_answer(response: str) -> str | None:
 def final_answers(response: str) -> list[str]:
     r"""The different final answers of the last sentence that states one; more than one is a hedge.
 
-    In this order: `\boxed{x}`, `<answer>x</answer>`, `#### x`, "the answer is x", a bare last line. A thinking block
-    that is never closed holds no answer.
+    In this order: `\boxed{x}`, `<answer>x</answer>`, `#### x`, "the answer is x", a bare last line.
     """
     text = after_thinking(response) or ""
-    for find in (_boxes, _tagged, _hashed, _stated, _bare_line):
+    for find in (_boxes, _TAGGED, _HASHED, _STATED, _bare_line):
+        spans = [match.span(1) for match in find.finditer(text)] if isinstance(find, re.Pattern) else find(text)
         found: dict[str, str] = {}
         begun = 0
-        for start, end in reversed(find(text)):
+        for start, end in reversed(spans):
             if answer := _unwrap(text[start:end]):
                 gap = text[end:begun]  # to the answer behind it: may end a sentence, or a paragraph before more words
                 if _SENTENCE_END.search(gap) or ("\n\n" in gap and _WORD.search(gap.rpartition("\n\n")[2])):
@@ -88,24 +90,6 @@ def _boxes(text: str) -> list[Span]:
                 while spans and spans[-1][0] > start:  # a box inside this one
                     spans.pop()
                 spans.append((start, match.start()))
-    return spans
-
-
-def _tagged(text: str) -> list[Span]:
-    return [(a.end(), b.start()) for a, b in pairwise(_TAGS.finditer(text)) if a[0] == "<answer>" != b[0]]
-
-
-def _hashed(text: str) -> list[Span]:
-    return [match.span(1) for match in _HASHED.finditer(text)]
-
-
-def _stated(text: str) -> list[Span]:
-    stated = list(_STATED.finditer(text))
-    begun, spans = {match.start() for match in stated}, []
-    for end in (match.end() for match in stated if match.end() not in begun):  # no "Answer: the answer is"
-        sentence = _SENTENCE_END.split(text[end : end + MAX_LINE + 1].partition("\n")[0], maxsplit=1)[0]
-        if len(sentence) <= MAX_LINE:
-            spans.append((end, end + len(sentence)))
     return spans
 
 
