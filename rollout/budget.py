@@ -33,11 +33,8 @@ class Budget:
 async def sample_with_budget(
     sampler: Sampler, template: Template, chain: Chain, params: SamplingParams, budget: Budget, seeds: Seeds
 ) -> Chain:
-    """Go on from a bare prompt by at most `params.max_tokens` sampled tokens; `seeds(segment)` seeds each request.
-
-    The first request asks for no more than the cap, so that nothing sampled is thrown away: a chain that is done
-    within it takes one request, one whose close was forced or whose answer is not done takes a second.
-    """
+    """Go on from a bare prompt by at most `params.max_tokens` sampled tokens. The first request asks for no more than
+    the cap, so that nothing is thrown away; what is not done then takes another."""
     cap = budget.cap(params.max_tokens)
     if cap is None or not template.opened(chain.token_ids):
         return await continue_chain(sampler, chain, (), replace(params, seed=seeds(0)))
@@ -66,9 +63,7 @@ async def finish_thinking(
 
 def cut_chain(chain: Chain, template: Template, think: int) -> Chain | None:
     """The first `think` sampled thinking tokens of a longer chain, for `finish_thinking`; None where it needs no cut.
-
-    Raises ValueError where the chain was interrupted before.
-    """
+    Raises ValueError where the chain was interrupted before."""
     end = template.close_end(chain)
     thought = sum(chain.sampled[chain.prompt_len : end])
     if thought <= think and (end is not None or chain.finish_reason == "stop"):
@@ -89,10 +84,8 @@ async def extend_thinking(
     wait_ids: Sequence[int] = (),
 ) -> Chain:
     """Think on where the policy would stop: its close is replaced by `wait_ids` until `satisfied(thinking text)` holds.
-
     Then the close that was sampled stands; where the budget is used up first, it is forced. `chain` was sampled under
-    this budget or none; `seeds(segment)` seeds the requests, from segment 2 on. What was taken back is in no count.
-    """
+    this budget or none; `seeds(segment)` seeds the requests, from segment 2 on. What was taken back is in no count."""
     cap = budget.cap(params.max_tokens) or params.max_tokens - budget.answer
     chain = cut_chain(chain, template, cap) or chain
     segment, retries = 2, 0

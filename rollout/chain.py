@@ -1,7 +1,5 @@
 """Start a chain, continue a chain: the one mechanism behind budgets, extensions, partial rollouts and tool turns.
-
-Whatever intervenes appends ids and samples on from the whole list; nothing is ever re-tokenised.
-"""
+Whatever intervenes appends ids and samples on from the whole list; nothing is ever re-tokenised."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -26,10 +26,8 @@ class ServerDown(Exception):
 
 class VllmClient:
     """A rollout.types.Sampler over one or more vLLM servers; it and all that call it belong to one event loop.
-
-    `context` is the servers' --max-model-len in tokens, `timeout` one request's deadline in seconds over all its
-    tries. At most `max_connections` requests are under way; the others wait here, without a socket.
-    """
+    `context` is the servers' --max-model-len, `timeout` in seconds covers all tries of a request. At most
+    `max_connections` requests are under way; the others wait here, without a socket."""
 
     def __init__(
         self,
@@ -49,16 +47,7 @@ class VllmClient:
         self._urls = [url.rstrip("/") for url in urls]
         self._outstanding: Counter[str] = Counter()  # url -> prompt + max_tokens of each request under way
         self._slots = asyncio.Semaphore(max_connections)
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=timeout,
-            # vLLM closes an idle connection after 5 s: let go of it before, or requests are sent into closed ones.
-            limits=httpx.Limits(
-                max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=2
-            ),
-            transport=transport,
-            trust_env=False,  # a proxy setting must not take loopback traffic, or the key, elsewhere
-        )
+        self._http = open_http(key, timeout, transport, max_connections, max_connections)
 
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """As the Protocol says. Raises BadInput also where the server refuses (4xx); nan = not a finite number."""
@@ -100,6 +89,18 @@ class VllmClient:
         return response.json()
 
 
+def open_http(
+    key: str, timeout: float, transport: httpx.AsyncBaseTransport | None, most: int | None = None, kept: int = 0
+) -> httpx.AsyncClient:
+    """A client that shows its key and passes any proxy by: no setting may take loopback traffic, or the key, elsewhere.
+
+    At most `most` connections are open (None = no cap), and `kept` of them idle."""
+    headers = {"Authorization": f"Bearer {key}"}
+    # vLLM closes an idle connection after 5 s: let go of it before, or requests are sent into closed ones.
+    limits = httpx.Limits(max_connections=most, max_keepalive_connections=kept, keepalive_expiry=2)
+    return httpx.AsyncClient(headers=headers, timeout=timeout, transport=transport, limits=limits, trust_env=False)
+
+
 def check_fits(prompt_tokens: int, max_tokens: int, context: int) -> None:
     """BadInput unless a prompt has tokens and fits the context with its completion."""
     if prompt_tokens == 0:
@@ -122,9 +123,7 @@ def request_body(prompt_ids: Sequence[int], params: SamplingParams) -> dict[str,
 
 def parse_completion(answer: dict[str, Any], version: int) -> Completion:
     """A Completion from the token route's answer; `version` stands in where the server has no number for its weights.
-
-    Raises Fault where ids and log-probabilities do not pair up, or the finish reason is unknown.
-    """
+    Raises Fault where ids and log-probabilities do not pair up, or the finish reason is unknown."""
     choice = answer["choices"][0]
     ids, reason = choice["token_ids"] or [], choice["finish_reason"]
     entries = (choice["logprobs"] or {}).get("content") or []

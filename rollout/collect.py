@@ -1,7 +1,5 @@
 """Problems x samples -> scored groups, in training and evaluation: every chain at once, scored as soon as it is done.
-
-Of several thinking budgets the largest is sampled; smaller ones cut it and answer anew, so that they are paired.
-"""
+Of several thinking budgets the largest is sampled; smaller ones cut it and answer anew, so that they are paired."""
 
 import asyncio
 import contextlib
@@ -79,11 +77,9 @@ class Examiner:
     step: int = EVAL_STEP
 
     async def ask(self, question: Question, on_chain: Callable[[], None] = lambda: None) -> Group:
-        """Every chain of one question, scored; `on_chain` is called as each of the k samples is done.
-
-        Ids are "step/problem id/k", in an evaluation "style/problem id/k", with "/budget" below the largest budget: a
-        smaller one has a chain of its own only where it changes something. Raises what `collect` raises.
-        """
+        """Every chain of one question, scored; `on_chain` is called as each of the k samples is done. Ids are
+        "step/problem id/k", in an evaluation "style/problem id/k", with "/budget" below the largest budget: a smaller
+        one has a chain of its own only where it changes something. Raises what `collect` raises."""
         with naming(question.problem):
             found = await gather_all(self._at_budgets(question, k, on_chain) for k in range(self.plan.samples))
         return Group(question.problem, [chain for chains in found for chain in chains], self.step)
@@ -114,10 +110,8 @@ class Examiner:
 async def collect(
     problems: Sequence[Problem], examiner: Examiner, style: Style = "cot", on_chain: Callable[[], None] = lambda: None
 ) -> list[Group]:
-    """Sample and score every chain of each problem; groups and chains in order.
-
-    Raises BadInput naming the problem whose prompt is refused, rollout.client.ServerDown; the rest is cancelled then.
-    """
+    """Sample and score every chain of each problem; groups and chains in order. Raises BadInput naming the problem
+    whose prompt is refused, rollout.client.ServerDown; the rest is cancelled then."""
     return await gather_all(examiner.ask(q, on_chain) for q in make_questions(problems, examiner.template, style))
 
 

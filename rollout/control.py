@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from rewards.errors import Fault
-from rollout.client import ServerDown, version_number
+from rollout.client import ServerDown, open_http, version_number
 
 
 class ServerControl:
@@ -16,15 +16,8 @@ class ServerControl:
         self, url: str, key: str, timeout: float = 120, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=timeout,
-            # Calls are far apart and never retried: a kept connection, closed there, would look like a dead server.
-            limits=httpx.Limits(max_keepalive_connections=0),
-            transport=transport,
-            trust_env=False,
-        )
+        # Calls are far apart and never retried: a kept connection, closed there, would look like a dead server.
+        self._http = open_http(key, timeout, transport)
 
     async def health(self) -> None:
         await self._call("GET", "/health")
@@ -60,7 +53,7 @@ class ServerControl:
 
     async def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            response = await self._http.request(method, path, **request)
+            response = await self._http.request(method, self.url + path, **request)
         except httpx.TransportError as error:
             raise ServerDown(self.url, f"{method} {path}: {error or type(error).__name__}") from error
         if not response.is_success:

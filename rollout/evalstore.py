@@ -63,12 +63,10 @@ class EvalStore:
 async def answer_all(
     examiner: Examiner, questions: Sequence[Question], kept: EvalStore, exact: bool, on_chain: Callable[[], None]
 ) -> None:
-    """Have every question answered that `kept` does not hold yet; `kept` holds them all in the end.
-
-    `exact`: the sampler gives the same bits where it is asked the same at once (transformers), so questions go in fixed
-    chunks, one after another, and an interrupted evaluation ends as a whole one does. Else IN_FLIGHT chains are under
-    way at any time. Raises what `collect` raises; what is done by then is kept.
-    """
+    """Have every question answered that `kept` does not hold yet; `kept` holds them all in the end. `exact`: the
+    sampler gives the same bits where it is asked the same at once (transformers), so questions go in fixed chunks, one
+    after another, and an interrupted evaluation ends as a whole one does. Else IN_FLIGHT chains are under way at any
+    time. Raises what `collect` raises; what is done by then is kept."""
     samples = examiner.plan.samples
     size = max(1, CHUNK // samples) if exact else 1
     chunks = [questions[i : i + size] for i in range(0, len(questions), size)]

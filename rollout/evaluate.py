@@ -23,24 +23,18 @@ async def evaluate(
     problems: Sequence[Problem],
     examiner: Examiner,
     *,
-    task_of: Callable[[Problem], str],
-    model: str,
-    split: str,
-    ks: Sequence[int] | None = None,
     style: Style = "cot",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    **named: Any,
 ) -> tuple[list[dict[str, Any]], list[Group]]:
     """Cells for each task and budget (in the plan's order), and the groups at the largest budget (None above all).
-
-    `task_of(problem)` is the task string that its cell goes by; `ks` of pass@k and majority@k may be null: powers of
-    two up to the plan's samples, and that. `on_progress(done, all)` counts chains. Raises what `collect` raises, and
-    BadInput for budgets without thinking.
-    """
+    `on_progress(done, all)` counts chains, `named` goes on to `make_cells`. Raises what `collect` raises, and BadInput
+    for budgets without thinking."""
     plan, template = examiner.plan.of(style), examiner.template
     plan.check(template)
     done, total = itertools.count(1), len(problems) * plan.samples
     groups = await collect(problems, examiner, style, lambda: on_progress(next(done), total))
-    cells = make_cells(groups, plan, task_of, text_of=template.response_text, ks=ks, model=model, split=split)
+    cells = make_cells(groups, plan, text_of=template.response_text, **named)
     return cells, [at_budget(group, plan.descending[0]) for group in groups]
 
 
@@ -63,11 +57,13 @@ def make_cells(
     task_of: Callable[[Problem], str],
     *,
     text_of: Callable[[Chain], str],
-    ks: Sequence[int] | None,
+    ks: Sequence[int] | None = None,
     model: str,
     split: str,
 ) -> list[dict[str, Any]]:
-    """A cell for each style, task and budget, in the order of the questions, from what `Examiner.ask` found."""
+    """A cell for each style, `task_of(problem)` and budget, in the order of the questions, from `Examiner.ask`.
+
+    `ks` of pass@k and majority@k are by default powers of two up to the plan's samples, and that."""
     apart: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         apart.setdefault((style_of(group), task_of(group.problem)), []).append(group)
@@ -84,12 +80,10 @@ def make_cells(
 def make_cell(
     groups: Sequence[Group], text_of: Callable[[Chain], str], ks: Sequence[int] | None = None, **named: Any
 ) -> dict[str, Any]:
-    """One evaluation cell from scored groups of one task. Samples that errored or were skipped are left out.
-
-    `named` are the keys that say what was asked: model, task, split, prompt, budget, k, temperature.
-    `outcomes` is [[correct, judged], ...], a pair a group, in order: intervals resample problems, paired across cells.
-    `best_of@k` is there where it is not pass@k again. Raises Fault where no sample was judged.
-    """
+    """One evaluation cell from scored groups of one task. Samples that errored or were skipped are left out. `named`
+    are the keys that say what was asked: model, task, split, prompt, budget, k, temperature. `outcomes` is [[correct,
+    judged], ...], a pair a group, in order: intervals resample problems, paired across cells. `best_of@k` is there
+    where it is not pass@k again. Raises Fault where no sample was judged."""
     judged = [_judged(group) for group in groups]
     chains, scores = [c for some in judged for c, _ in some], [s for some in judged for _, s in some]
     if not chains:
@@ -98,8 +92,7 @@ def make_cell(
     ks = sorted({k for k in ks if k <= most} if ks is not None else {*(2**i for i in range(most.bit_length())), most})
     statuses = Counter(score.status for score in scores)
     outcomes = [_correct(some) for some in judged]
-    passed, best = [mean_pass_at_k(outcomes, k) for k in ks], [_best_of(judged, k) for k in ks]
-    names = list(map(str, ks))
+    names, passed, best = [*map(str, ks)], [mean_pass_at_k(outcomes, k) for k in ks], [_best_of(judged, k) for k in ks]
     return {
         **named,
         "n_problems": sum(map(bool, judged)),
@@ -128,8 +121,7 @@ def pass_at_1(outcomes: Iterable[Sequence[bool]]) -> dict[str, Any]:
     """
     clusters = [samples for samples in outcomes if samples]
     rates = np.array([sum(samples) / len(samples) for samples in clusters])
-    problems, p = len(rates), float(rates.mean())
-    n = float(problems)
+    problems, n, p = len(rates), float(len(rates)), float(rates.mean())
     if problems > 1 and 0 < p < 1:
         variance = float(rates.var(ddof=1)) / problems
         most = float(sum(map(len, clusters)))  # never more certain than independent samples

@@ -39,8 +39,7 @@ def load_tokenizer(path: str | Path) -> Any:
 class Template:
     """How one model is asked and read: prompt ids in, text out, thinking found and closed.
 
-    `stop_ids` end a chain; `vocab_size` is the model's number of embeddings, where it is known.
-    """
+    `stop_ids` end a chain; `vocab_size` is the model's number of embeddings, where it is known."""
 
     def __init__(
         self,
@@ -79,9 +78,8 @@ class Template:
 
     def encode(self, prompt: Prompt, style: Style = "cot", shots: Sequence[Shot] = ()) -> list[int]:
         """The prompt's ids, up to where the model goes on. Raises BadInput for text the model has no tokens for.
-
-        `shots` come before it: as turns of the chat, or without a chat template as text, each followed by a blank line.
-        """
+        `shots` come before it: as turns of the chat, or without a chat template as text, each followed by a blank
+        line."""
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         if self.tokenizer.chat_template is not None:
             ids = self._encode_chat(prompt, style, shots)
@@ -96,10 +94,8 @@ class Template:
         elif self.think and not tail.endswith(CLOSE):
             ids += self.close_ids if tail.endswith(OPEN) else self.open_ids + self.close_ids
         if self._vocab_size is not None and max(ids, default=0) >= self._vocab_size:
-            word = self.tokenizer.decode([max(ids)])
-            raise BadInput(
-                f"the prompt has tokens the model lacks: {word!r} is beyond its {self._vocab_size} embeddings"
-            )
+            lost = f"{self.tokenizer.decode([max(ids)])!r} is beyond its {self._vocab_size} embeddings"
+            raise BadInput(f"the prompt has tokens the model lacks: {lost}")
         return ids
 
     def opened(self, prompt_ids: list[int]) -> bool:
@@ -131,10 +127,8 @@ class Template:
         return self.think and after_thinking(self.response_text(chain)) is None
 
     def response_text(self, chain: Chain) -> str:
-        """What verifiers read: the text after the prompt, without the final stop token.
-
-        It starts with the open tag where the prompt opened the thinking; special tokens stay, but for pad, bos and eos.
-        """
+        """What verifiers read: the text after the prompt, without the final stop token. It starts with the open tag
+        where the prompt opened the thinking; special tokens stay, but for pad, bos and eos."""
         ids = chain.response_ids
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]

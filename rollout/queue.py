@@ -8,18 +8,14 @@ T = TypeVar("T")
 
 
 class RolloutQueue(Generic[T]):
-    """`get(step)` answers what `produce(step)` makes.
-
-    With capacity 0 nothing is produced ahead: the loop is synchronous. With capacity k the k steps that follow the
-    one asked for, up to `last_step`, are in flight as tasks; a batch is then at most k updates old.
-    """
+    """`get(step)` answers what `produce(step)` makes. With capacity 0 nothing is produced ahead: the loop is
+    synchronous. With capacity k the k steps that follow the one asked for, up to `last_step`, are in flight as tasks; a
+    batch is then at most k updates old."""
 
     def __init__(self, capacity: int, produce: Callable[[int], Awaitable[T]], last_step: int | None = None) -> None:
         if capacity < 0:
             raise ValueError(f"capacity {capacity} is negative")
-        self._capacity = capacity
-        self._produce = produce
-        self._last_step = last_step
+        self._capacity, self._produce, self._last_step = capacity, produce, last_step
         self._tasks: dict[int, asyncio.Future[T]] = {}
 
     async def get(self, step: int) -> T:

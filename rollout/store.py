@@ -1,7 +1,5 @@
 """samples.jsonl.zst: every chain of a run, one zstd frame a step, one line a group. Written, read back, replayed.
-
-`zstdcat samples.jsonl.zst` shows it. A frame that was cut off while it was written is as if it had never begun.
-"""
+`zstdcat samples.jsonl.zst` shows it. A frame that was cut off while it was written is as if it had never begun."""
 
 import contextlib
 import json
@@ -28,10 +26,8 @@ class SampleStore:
         self.path = Path(path)
 
     def append(self, step: int, groups: Sequence[Group], **head: Any) -> None:
-        """Write one step as one frame, on the disk when this returns; `head` is kept where it has no groups.
-
-        Raises OSError, e.g. on a full disk.
-        """
+        """Write one step as one frame, on the disk when this returns; `head` is kept where it has no groups. Raises
+        OSError, e.g. on a full disk."""
         rows = [
             {"step": step, "problem": asdict(group.problem), "chains": [chain_to_json(chain) for chain in group.chains]}
             for group in groups

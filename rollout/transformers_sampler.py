@@ -32,15 +32,12 @@ class _Row:
 
     @property
     def going(self) -> bool:
-        """Whether it still wants tokens; a cancelled request leaves the batch."""
         return self.finish_reason is None and not self.future.cancelled()
 
 
 class TransformersSampler:
-    """A rollout.types.Sampler over a transformers causal language model, which it owns from then on.
-
-    `context` and `max_batch` are in tokens and in rows that decode together, `pad_id` is any id of the vocabulary.
-    """
+    """A rollout.types.Sampler over a transformers causal language model, which it owns from then on. `context` and
+    `max_batch` are in tokens and in rows that decode together, `pad_id` is any id of the vocabulary."""
 
     def __init__(self, model: Any, *, context: int, pad_id: int, max_batch: int = 64) -> None:
         self.version = -1
@@ -167,11 +164,9 @@ def sample_rows(logits: Tensor, rows: list[_Row]) -> Tensor:
 
 
 def processed_logprobs(logits: Tensor, rows: list[_Row]) -> Tensor:
-    """Log-probabilities [B, V] of the distribution that is sampled from: what vLLM calls `processed_logprobs`.
-
-    Its order of steps too: penalties (repetition over prompt and completion, the others over the completion),
-    temperature (1 where it is 0: greedy takes the argmax, which survives every cut), min_p, top_k, top_p.
-    """
+    """Log-probabilities [B, V] of the distribution that is sampled from: what vLLM calls `processed_logprobs`. Its
+    order of steps too: penalties (repetition over prompt and completion, the others over the completion), temperature
+    (1 where it is 0: greedy takes the argmax, which survives every cut), min_p, top_k, top_p."""
     temperatures = torch.tensor([row.params.temperature or 1.0 for row in rows], device=logits.device)
     scaled = logits / temperatures[:, None]
     for b, row in enumerate(rows):

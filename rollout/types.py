@@ -1,7 +1,5 @@
-"""The rollout's data contracts: what a sampler answers, and the Chain that everything downstream reads.
-
-T = tokens of one chain, prompt included. Ids go in and come out as ids: text is never re-tokenised.
-"""
+"""The rollout's data contracts: what a sampler answers, and the Chain that everything downstream reads. T = tokens of
+one chain, prompt included. Ids go in and come out as ids: text is never re-tokenised."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
