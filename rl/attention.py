@@ -1,8 +1,7 @@
 """Attention over packed chains, one seam for CPU and GPU: `ponder_varlen`, registered with transformers.
 
-No mask is built and no cache is kept: the chains' lengths travel as a keyword through the model's forward to the
-attention function. On CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call for each chain, which
-on a CPU is as fast as anything that pads (docs/decisions/packing.md has the alternatives and their times).
+No mask, no cache: the chains' lengths travel as a keyword through the model's forward to the attention function. On
+CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call a chain (docs/decisions/packing.md).
 """
 
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from rewards.errors import BadInput, Fault
 
-NAME = "ponder_varlen"
-"""What the model's config calls this attention while it is in memory; never written to disk."""
+NAME = "ponder_varlen"  # what the model's config calls it while it is in memory; never written to disk
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,6 @@ class VarlenPlan:
 
     cu_seq_lens: Tensor  # [S + 1] int32, on the device of the pass, e.g. [0, 120, 310]
     lengths: list[int]  # [S]
-
-    @property
-    def max_length(self) -> int:
-        return max(self.lengths)
 
 
 def varlen_attention(
@@ -51,41 +45,30 @@ def varlen_attention(
         raise Fault(f"{NAME} takes one packed row with its varlen plan and no mask; load the model with sdpa instead")
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown or dropout:
-        raise BadInput(
-            f"{type(module).__name__} needs {', '.join(unknown) or 'dropout'}, which {NAME} does not compute"
-        )
-    window = sliding_window if sliding_window is not None and sliding_window < varlen.max_length else None
+        lack = ", ".join(unknown) or "dropout"
+        raise BadInput(f"{type(module).__name__} needs {lack}, which {NAME} does not compute")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        return _flash(query, key, value, varlen, scaling, window), None
-    return _chain_by_chain(query, key, value, varlen, scaling, window), None
+        return _flash(query, key, value, varlen, scaling, sliding_window), None
+    outputs, window = [], sliding_window
+    for q, k, v in zip(*(torch.split(x, varlen.lengths, dim=2) for x in (query, key, value)), strict=True):
+        band = None
+        if window is not None and window < q.shape[2]:  # each token sees itself and the window - 1 before it
+            full = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
+            band = full.tril() & full.triu(1 - window)
+        gqa = q.shape[1] != k.shape[1]
+        outputs.append(F.scaled_dot_product_attention(q, k, v, band, 0.0, band is None, scale=scaling, enable_gqa=gqa))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | None, window: int | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds, longest = plan.cu_seq_lens, plan.max_length
-    left = -1 if window is None else window - 1  # the window counts the token itself
+    bounds, longest = plan.cu_seq_lens, max(plan.lengths)
+    left = -1 if window is None or window >= longest else window - 1  # the window counts the token itself
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [T, H, D]
     gqa = q.shape[1] != k.shape[1]
     out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(left, 0), enable_gqa=gqa)
     return cast(Tensor, out).unsqueeze(0)
-
-
-def _chain_by_chain(
-    q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | None, window: int | None
-) -> Tensor:
-    outputs = []
-    for a, b, c in zip(*(torch.split(x, plan.lengths, dim=2) for x in (q, k, v)), strict=True):
-        band = None
-        if window is not None and window < a.shape[2]:  # each token sees itself and the window - 1 before it
-            full = torch.ones(a.shape[2], a.shape[2], dtype=torch.bool, device=a.device)
-            band = full.tril() & full.triu(1 - window)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                a, b, c, attn_mask=band, is_causal=band is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def register() -> None:

@@ -31,16 +31,11 @@ class TrainBatch:
     indices: Tensor  # [N] int64, where in its chain the token stands (1 or more)
     sequence_ids: Tensor  # [N] int64, which chain
     sampler_logprobs: Tensor  # [N] float32, NaN where the sampler gave none
-    ages: Tensor  # [N] int64, versions between the token's weights and the current ones
+    ages: Tensor  # [N] int64, versions between the token's weights and the learner's: 0 = fresh
     group_ids: list[int]  # [S], ascending
     advantages: Tensor  # [S] float32, zeros until estimated
     dropped: int = 0  # chains whose group had fewer than two left
     no_variance: int = 0  # groups whose advantages are all zero
-
-    @property
-    def fresh(self) -> Tensor:
-        """[N] bool: sampled from the weights that the learner has now."""
-        return self.ages == 0
 
     @property
     def sequences(self) -> list[int]:
@@ -68,10 +63,8 @@ class MicroBatch(VarlenPlan):
 
 
 def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> TrainBatch:
-    """Training rows of the scored chains of one step.
-
-    Chains without a reward (error, skipped) leave; a group with fewer than two left is dropped, its chains are counted.
-    """
+    """Training rows of one step's chains. Those without a reward (error, skipped) leave; a group with fewer than two
+    left is dropped, its chains are counted."""
     dropped, kept = 0, []
     for group_id, group in enumerate(groups):
         scored = [(c, c.score.value, group_id) for c in group.chains if c.score and c.score.value is not None]
@@ -97,7 +90,6 @@ def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None =
             raise Fault(f"chain {chain.id}: its first token is marked as sampled, but nothing predicts it")
 
     def of_tokens(values: Iterable[Sequence[float]], dtype: torch.dtype = torch.long) -> Tensor:
-        """One value for each token, the chains end to end."""
         return torch.tensor([value for each in values for value in each], dtype=dtype)
 
     lengths = [len(c.token_ids) for c in chains]
@@ -128,10 +120,7 @@ def split_minibatches(batch: TrainBatch, n: int) -> list[list[int]]:
 
 
 def pack(batch: TrainBatch, sequences: Sequence[int], tokens_per_microbatch: int) -> list[MicroBatch]:
-    """Micro-batches of at most `tokens_per_microbatch` tokens, chains in their order; a longer chain has its own.
-
-    Chains without a trained token are left out.
-    """
+    """Micro-batches of at most so many tokens, chains in order; a longer one has its own, one without rows none."""
     bins: list[list[int]] = []
     room = 0
     for s in sequences:

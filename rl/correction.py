@@ -1,17 +1,12 @@
 """Weights for the gap between the policy that sampled a token and the learner's copy of it (old / sampler)."""
 
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Correction:
-    """Importance weights and what to log about them."""
-
-    weights: Tensor  # [T], without gradient; 0 = the token is dropped
-    metrics: dict[str, Tensor]  # sums over tokens, each a scalar
+Correction: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+"""Weights [T], without gradient, 0 = the token is dropped; and what to log: sums over tokens, each a scalar."""
 
 
 def usable(sampler_logprobs: Tensor, mode: str) -> Tensor:
@@ -21,7 +16,7 @@ def usable(sampler_logprobs: Tensor, mode: str) -> Tensor:
 
 def no_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
     """Mode `none`: all ones, [T]."""
-    return Correction(torch.ones_like(old_logprobs), {})
+    return torch.ones_like(old_logprobs), {}
 
 
 def token_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
@@ -32,5 +27,5 @@ def token_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: fl
     known = usable(sampler_logprobs, "token")
     ratio = (old_logprobs - sampler_logprobs).detach().exp()
     weights = ratio.clamp(max=maximum).where(known, 0.0)
-    metrics = {"missing": (~known).sum(), "truncated": (known & (ratio > maximum)).sum(), "weight": weights.sum()}
-    return Correction(weights, metrics)
+    truncated = known & (ratio > maximum)
+    return weights, {"missing": (~known).sum(), "truncated": truncated.sum(), "weight": weights.sum()}

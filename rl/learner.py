@@ -24,7 +24,7 @@ from rl.config import TrainConfig
 from rl.correction import Correction, no_correction, token_correction, usable
 from rl.flops import ModelShape, forward_flops, measure_peak_gflops, training_flops
 from rl.kl import k3
-from rl.losses import LossInputs, LossOutputs, aggregate, clip_loss, diagnose, masked, token_weights
+from rl.losses import aggregate, clip_loss, diagnose, masked, token_weights
 from rl.model import policy_logprobs
 from rl.presets import Objective
 from rollout.types import Chain, Group
@@ -35,11 +35,10 @@ Check: TypeAlias = Callable[[StepStats], None]
 """Gets the mismatch figures before any optimizer step, and may raise."""
 
 ADVANTAGES: dict[str, Estimator] = {"group_norm": group_norm}
-LOSSES: dict[str, Callable[[LossInputs], LossOutputs]] = {"clip": clip_loss}
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, float], tuple[Tensor, ...]]] = {"clip": clip_loss}
 CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Correction]] = {"none": no_correction, "token": token_correction}
 
-MAX_NONFINITE = 3
-"""Optimizer steps in a row with a loss or gradient that isn't finite, after which the run stops."""
+MAX_NONFINITE = 3  # optimizer steps in a row with a loss or gradient that isn't finite, after which the run stops
 
 
 @dataclass
@@ -53,10 +52,6 @@ class StepState:
     ref: Tensor | None  # logprobs of the reference
     ratio_max: float = 0.0  # the largest current / old that a trained token had
     tally: Any = field(default_factory=Counter)  # sums over micro-batches by name, tensors on their device
-
-    def mean(self, name: str, by: str = "tokens") -> float:
-        """One sum of the tally over another, NaN over nothing."""
-        return float(self.tally[name]) / float(self.tally[by]) if self.tally[by] else math.nan
 
     def has_signal(self, part: Sequence[int]) -> bool:
         """Whether some chains can move the weights: a KL term, or an advantage that is not zero."""
@@ -120,7 +115,9 @@ class Learner:
         parts = split_minibatches(state.batch, self.train.minibatches)
         # The first minibatch meets the weights of the start of the batch: its own logprobs are the old ones, for free.
         free = parts[0] if parts and state.has_signal(parts[0]) else []
-        self._score(state, sorted(set(state.batch.sequences) - set(free)))
+        self._score(state, self.policy, sorted(set(state.batch.sequences) - set(free)))
+        if self.reference is not None:
+            self._score(state, self.reference, state.batch.sequences)
         check = check or (lambda stats: None)
         if not free:
             check(mismatch(state))
@@ -144,7 +141,7 @@ class Learner:
     def score_logprobs(self, chains: Sequence[Chain], temperature: float | None = None) -> list[Tensor]:
         """The policy's logprobs of each chain's sampled tokens, [n] on the CPU, at the run's temperature or another."""
         state = self.prepare(flatten(chains, version=0))
-        self._write_scores(self.policy, state.batch, state.batch.sequences, state.old, state.entropy, temperature)
+        self._score(state, self.policy, state.batch.sequences, temperature)
         return list(torch.split(state.old.cpu(), torch.tensor(state.batch.row_bounds).diff().tolist()))
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -197,14 +194,13 @@ class Learner:
         """One micro-batch's part of the minibatch's loss, a scalar."""
         rows, wanted, tally = micro.rows, self.objective, state.tally
         mask, sequence_ids, old = state.mask[rows], state.batch.sequence_ids[rows], state.old[rows]
-        advantages = state.batch.advantages[sequence_ids]
-        outputs = LOSSES[wanted.loss](LossInputs(logprobs, old, advantages, mask, wanted.clip_low, wanted.clip_high))
-        correction = CORRECTIONS[wanted.correction](old, state.batch.sampler_logprobs[rows])
-        weighted = outputs.token_losses * correction.weights
-        policy_loss = aggregate(weighted, mask, sequence_ids, wanted.aggregation, denominator)
-        tally.update(loss=policy_loss.detach(), **diagnose(outputs, mask))
-        tally.update({f"correction/{name}": value for name, value in correction.metrics.items()})
-        state.ratio_max = max(state.ratio_max, float(masked(outputs.log_ratio.exp(), mask).max()))
+        advantages, loss = state.batch.advantages[sequence_ids], LOSSES[wanted.loss]
+        losses, log_ratio, clipped = loss(logprobs, old, advantages, mask, wanted.clip_low, wanted.clip_high)
+        weights, figures = CORRECTIONS[wanted.correction](old, state.batch.sampler_logprobs[rows])
+        policy_loss = aggregate(losses * weights, mask, sequence_ids, wanted.aggregation, denominator)
+        tally.update(loss=policy_loss.detach(), **diagnose(log_ratio, clipped, mask))
+        tally.update({f"correction/{name}": value for name, value in figures.items()})
+        state.ratio_max = max(state.ratio_max, float(masked(log_ratio.exp(), mask).max()))
         if state.ref is None:
             return policy_loss
         kl = k3(logprobs, state.ref[rows])
@@ -241,30 +237,20 @@ class Learner:
                 "lower train.learning_rate or resume from an earlier checkpoint"
             )
 
-    def _score(self, state: StepState, sequences: Sequence[int]) -> None:
-        """Old logprobs of some chains and, where there is a reference, its logprobs of all."""
-        batch = state.batch
-        state.tally.update(flops=self._write_scores(self.policy, batch, sequences, state.old, state.entropy))
-        if self.reference is not None and state.ref is not None:
-            entropy = torch.empty_like(state.ref)
-            state.tally.update(flops=self._write_scores(self.reference, batch, batch.sequences, state.ref, entropy))
-
     @torch.no_grad()
-    def _write_scores(
-        self,
-        model: PreTrainedModel,
-        batch: TrainBatch,
-        sequences: Sequence[int],
-        logprobs: Tensor,
-        entropy: Tensor,
-        temperature: float | None = None,
-    ) -> float:
-        """Write the model's logprobs and entropies of some chains' rows into two [N] vectors; what it cost in FLOPs."""
+    def _score(
+        self, state: StepState, model: PreTrainedModel, sequences: Sequence[int], temperature: float | None = None
+    ) -> None:
+        """Fill in what the model says of some chains' rows: the policy's logprobs as old, the reference's as ref."""
         shape, flops = self.shape if model is self.policy else self.shape.served, 0.0
-        for micro in pack(batch, sequences, self.train.tokens_per_microbatch):
-            logprobs[micro.rows], entropy[micro.rows] = self._forward(model, batch, micro, temperature)
+        for micro in pack(state.batch, sequences, self.train.tokens_per_microbatch):
+            logprobs, entropy = self._forward(model, state.batch, micro, temperature)
+            if model is self.policy:
+                state.old[micro.rows], state.entropy[micro.rows] = logprobs, entropy
+            elif state.ref is not None:
+                state.ref[micro.rows] = logprobs
             flops += forward_flops(shape, micro.lengths, len(micro.rows))
-        return flops
+        state.tally.update(flops=flops)
 
     def _forward(
         self, model: PreTrainedModel, batch: TrainBatch, micro: MicroBatch, temperature: float | None = None
@@ -273,8 +259,11 @@ class Learner:
             return policy_logprobs(model, micro, batch.targets[micro.rows], temperature or self.temperature)
 
     def _stats(self, state: StepState, seconds: float) -> StepStats:
-        tally, mean, batch = state.tally, state.mean, state.batch
-        flops = float(tally["flops"])
+        tally, batch, flops = state.tally, state.batch, float(state.tally["flops"])
+
+        def mean(name: str, by: str = "tokens") -> float:
+            return float(tally[name]) / float(tally[by]) if tally[by] else math.nan
+
         return {
             "loss/policy": mean("loss", by="done"),
             "kl/ref": mean("kl") if self.reference is not None else 0.0,
@@ -301,12 +290,13 @@ class Learner:
 def mismatch(state: StepState) -> StepStats:
     """How far the sampler's logprobs are from the old ones on fresh tokens (nats): 0 where server and learner agree."""
     known = torch.isfinite(state.batch.sampler_logprobs)
-    rows = state.batch.fresh & known
+    fresh = state.batch.ages == 0
+    rows = fresh & known
     sampler, old = state.batch.sampler_logprobs[rows].double(), state.old[rows].double()
     gap = (old - sampler).abs()
     return {
         "mismatch_kl/fresh": float(k3(sampler, old).mean()),  # the mean of nothing is NaN
         "mismatch/abs_mean": float(gap.mean()),
         "mismatch/abs_max": float(gap.max()) if len(gap) else math.nan,
-        "mismatch/missing": float((~known[state.batch.fresh]).double().mean()),
+        "mismatch/missing": float((~known[fresh]).double().mean()),
     }

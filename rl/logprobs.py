@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**26
-"""Logits that may exist at once in `head_logprobs` (256 MiB in fp32)."""
+CHUNK_ELEMENTS = 2**26  # logits that may exist at once in `head_logprobs` (256 MiB in fp32)
 
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -32,24 +31,21 @@ def head_logprobs(
     The head runs in fp32: bf16 logits are too coarse for ratios. More than `chunk_elements` logits are made chunk by
     chunk, and again in the backward pass.
     """
+
+    def head(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        # Weights as the server holds them (rounded to the compute dtype), the product in fp32.
+        matrix, offset = upcast(weight.to(hidden.dtype)), None if bias is None else upcast(bias.to(hidden.dtype))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return token_logprobs(F.linear(upcast(hidden), matrix, offset), targets, temperature)
+
     rows = max(1, chunk_elements // weight.shape[0])
     if len(targets) <= rows:
-        return _head(hidden, weight, bias, targets, temperature)
+        return head(hidden, targets)
     parts = [
-        checkpoint(_head, part, weight, bias, wanted, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(head, part, wanted, use_reentrant=False, preserve_rng_state=False)
         for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropy for _, entropy in parts])
-
-
-def _head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    # Weights as the server holds them (rounded to the compute dtype), the product in fp32.
-    weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(upcast(hidden), upcast(weight), None if bias is None else upcast(bias))
-    return token_logprobs(logits, targets, temperature)
 
 
 def upcast(values: Tensor) -> Tensor:

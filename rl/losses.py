@@ -4,8 +4,6 @@ Nothing here divides by a size of the micro-batch: denominators come from outsid
 that the way a minibatch is cut into micro-batches can't change the gradient.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -16,39 +14,20 @@ MAX_LOG_RATIO = 20.0
 """Log ratios are clamped here: exp would overflow, and 0 x infinity poisons the gradient of the clipped branch."""
 
 
-@dataclass(frozen=True)
-class LossInputs:
-    """What a policy loss may read."""
-
-    policy_logprobs: Tensor  # [T] of the current weights, with gradient
-    old_logprobs: Tensor  # [T] of the weights at the start of the batch
-    advantages: Tensor  # [T]
-    mask: Tensor  # [T] bool, False = not trained
-    clip_low: float  # the ratio is clipped below 1 - clip_low
-    clip_high: float  # and above 1 + clip_high
-
-
-@dataclass(frozen=True)
-class LossOutputs:
-    """A policy loss and what diagnostics need."""
-
-    token_losses: Tensor  # [T], 0 where masked, with gradient
-    log_ratio: Tensor  # [T] ln(current / old), 0 where masked, without gradient
-    clipped: Tensor  # [T] bool: the clipped branch was taken, so the token has no gradient
-
-
-def clip_loss(inputs: LossInputs) -> LossOutputs:
+def clip_loss(
+    current: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """-min(ratio A, clip(ratio, 1 - low, 1 + high) A) per token; Schulman et al. 2017, "PPO", eq. 7.
 
-    At ratio 1 the gradient is REINFORCE's, -A grad log p.
+    From logprobs [T] of the current weights and of those at the start of the batch, A [T], mask [T] bool (False = not
+    trained): losses [T], the only ones with gradient (at ratio 1 it is REINFORCE's, -A grad log p); ln(current / old)
+    [T], both 0 where masked; and bool [T]: the clipped branch was taken, so the token has no gradient.
     """
-    log_ratio = masked(upcast(inputs.policy_logprobs) - upcast(inputs.old_logprobs), inputs.mask)
-    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = masked(upcast(current) - upcast(old), mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
-    advantages = masked(inputs.advantages.to(ratio.dtype), inputs.mask)
-    plain = ratio * advantages
-    limited = ratio.clamp(1 - inputs.clip_low, 1 + inputs.clip_high) * advantages
-    return LossOutputs(-torch.minimum(plain, limited), log_ratio.detach(), (limited < plain).detach())
+    advantages = masked(advantages.to(ratio.dtype), mask)
+    plain, limited = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    return -torch.minimum(plain, limited), log_ratio.detach(), (limited < plain).detach()
 
 
 def token_weights(mask: Tensor, sequence_ids: Tensor, mode: str) -> Tensor:
@@ -76,10 +55,10 @@ def aggregate(token_values: Tensor, mask: Tensor, sequence_ids: Tensor, mode: st
     return (masked(token_values, mask) * weights).sum() / denominator
 
 
-def diagnose(outputs: LossOutputs, mask: Tensor) -> dict[str, Tensor]:
+def diagnose(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Sums over a micro-batch's trained tokens, without gradient: how many, those clipped, and KL(old || current)."""
-    approx_kl = k3(torch.zeros_like(outputs.log_ratio), outputs.log_ratio)
-    return {"tokens": mask.sum(), "clipped": (outputs.clipped & mask).sum(), "approx_kl": approx_kl.sum()}
+    approx_kl = k3(torch.zeros_like(log_ratio), log_ratio)
+    return {"tokens": mask.sum(), "clipped": (clipped & mask).sum(), "approx_kl": approx_kl.sum()}
 
 
 def masked(values: Tensor, mask: Tensor) -> Tensor:

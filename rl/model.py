@@ -25,7 +25,6 @@ from rl.logprobs import head_logprobs
 from rl.sync import ModuleSource
 from rollout.prompt import load_tokenizer
 
-FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 # What belongs to a model directory besides its config and its weights
 COPIED_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
                 "chat_template*", "generation_config.json")  # fmt: skip
@@ -43,7 +42,6 @@ def load_policy(
 
     Raises BadInput where the directory, its config or its tokenizer is missing, or a file is broken.
     """
-    path = Path(path)
     config = load_config(path)
     load_tokenizer(path)
     for name, value in config.to_dict().items():
@@ -84,14 +82,12 @@ def load_config(path: str | Path) -> Any:
 
 
 def has_weights(path: str | Path) -> bool:
-    """Whether a model directory holds safetensors.
-
-    Raises BadInput where it holds weights of another kind only: they must not be taken for "no weights".
-    """
+    """Whether it holds safetensors. Raises BadInput where it holds only other weights, which are not "no weights"."""
     path = Path(path)
     if any(path.glob("*.safetensors")):
         return True
-    for file in (file for pattern in FOREIGN_WEIGHTS for file in path.glob(pattern)):
+    foreign = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+    for file in (file for pattern in foreign for file in path.glob(pattern)):
         raise BadInput(f"model.path={path} holds {file.name} but no safetensors; convert its weights to safetensors")
     return False
 
@@ -165,8 +161,18 @@ def add_adapter(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if checkpoint is not None:
-        _load_adapter(model, Path(checkpoint) / ADAPTER)
+    if checkpoint is None:
+        return
+    directory = Path(checkpoint) / ADAPTER
+    try:
+        saved = load_file(directory / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{directory} can't be read: {one_line(str(error))}; was the run made without LoRA?") from None
+    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
+    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise BadInput(f"{directory} holds other adapters than model.lora asks for; resume with the run's own settings")
+    peft.set_peft_model_state_dict(model, tensors)
 
 
 def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
@@ -203,21 +209,6 @@ def _save_adapter(model: PreTrainedModel, directory: Path) -> None:
         directory / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )
-
-
-def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
-    """Take over saved adapters, which must be exactly those that the model carries."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    try:
-        saved = load_file(directory / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"{directory} can't be read: {one_line(str(error))}; was the run made without LoRA?") from None
-    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise BadInput(f"{directory} holds other adapters than model.lora asks for; resume with the run's own settings")
-    set_peft_model_state_dict(model, tensors)
 
 
 @torch.no_grad()

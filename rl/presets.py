@@ -26,15 +26,10 @@ class Objective:
 
 PRESETS: dict[str, Objective] = {
     "grpo": Objective(
-        loss="clip",
-        advantage="group_norm",
-        aggregation="sequence_mean",
-        clip_low=0.2,
-        clip_high=0.2,
-        kl_weight=0.0,
-        correction="none",
+        loss="clip", advantage="group_norm", aggregation="sequence_mean",
+        clip_low=0.2, clip_high=0.2, kl_weight=0.0, correction="none",
     ),
-}
+}  # fmt: skip
 """Rows of the table in docs/algorithms.md."""
 
 

@@ -26,7 +26,6 @@ def test_rows_by_hand() -> None:
     assert batch.sequence_ids.tolist() == [0, 0, 0, 1, 1]
     assert batch.row_bounds == [0, 3, 5]
     assert batch.ages.tolist() == [1, 0, 0, 0, 0]
-    assert batch.fresh.tolist() == [False, True, True, True, True]
     assert batch.sampler_logprobs.tolist() == [-3.0] * 5
     torch.testing.assert_close(batch.advantages, torch.tensor([-0.7070, 0.7070]), atol=1e-4, rtol=0)
 

@@ -38,7 +38,9 @@ def make_learner(dtype: torch.dtype, tokens: int, objective: Objective, checkpoi
 def scored(learner: Learner, batch: TrainBatch) -> StepState:
     """A step's state after two changes of the weights, so that ratios are not 1 and some are clipped."""
     state = learner.prepare(batch)
-    learner._score(state, batch.sequences)
+    learner._score(state, learner.policy, batch.sequences)
+    if learner.reference is not None:
+        learner._score(state, learner.reference, batch.sequences)
     generator = torch.Generator().manual_seed(0)
     state.old += torch.randn(state.old.shape, generator=generator, dtype=torch.float64).to(state.old) * 0.3
     return state

@@ -235,6 +235,6 @@ def test_scores_match_what_training_uses_and_take_a_temperature() -> None:
     scores = learner.score_logprobs(chains)
     assert [len(x) for x in scores] == [chain.sampled_count for chain in chains]
     state = learner.prepare(build_batch(groups, 0, lambda r, g: torch.zeros(len(r))))
-    learner._score(state, state.batch.sequences)
+    learner._score(state, learner.policy, state.batch.sequences)
     torch.testing.assert_close(torch.cat(scores), state.old, atol=0, rtol=0)
     assert not torch.allclose(torch.cat(learner.score_logprobs(chains, 0.7)), state.old)

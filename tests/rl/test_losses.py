@@ -7,21 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.losses import LossInputs, LossOutputs, aggregate, clip_loss, diagnose, token_weights
+from rl.losses import aggregate, clip_loss, diagnose, token_weights
 
 
-def inputs(
-    policy: torch.Tensor, old: list[float], advantages: list[float], mask: list[bool] | None = None
-) -> LossInputs:
-    dtype = policy.dtype
-    return LossInputs(
-        policy_logprobs=policy,
-        old_logprobs=torch.tensor(old, dtype=dtype),
-        advantages=torch.tensor(advantages, dtype=dtype),
-        mask=torch.tensor(mask or [True] * len(old)),
-        clip_low=0.2,
-        clip_high=0.28,
-    )
+def clip(
+    policy: torch.Tensor, old: list[float], advantages: list[float], mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    starts, pulls = (torch.tensor(values, dtype=policy.dtype) for values in (old, advantages))
+    return clip_loss(policy, starts, pulls, torch.tensor([True] * len(old)) if mask is None else mask, 0.2, 0.28)
 
 
 def leaf(values: list[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -32,10 +25,10 @@ def test_hand_worked() -> None:
     """Ratios 2, 2, 1/2, 1/2 with advantages +1, -1, +1, -1 under clips 0.2 and 0.28."""
     half, full = math.log(0.5), math.log(1.0)
     policy = leaf([full, full, half, half])
-    out = clip_loss(inputs(policy, [half, half, full, full], [1.0, -1.0, 1.0, -1.0]))
-    torch.testing.assert_close(out.token_losses, torch.tensor([-1.28, 2.0, -0.5, 0.8], dtype=torch.float64))
-    assert out.clipped.tolist() == [True, False, False, True]
-    out.token_losses.sum().backward()
+    losses, _, clipped = clip(policy, [half, half, full, full], [1.0, -1.0, 1.0, -1.0])
+    torch.testing.assert_close(losses, torch.tensor([-1.28, 2.0, -0.5, 0.8], dtype=torch.float64))
+    assert clipped.tolist() == [True, False, False, True]
+    losses.sum().backward()
     torch.testing.assert_close(policy.grad, torch.tensor([0.0, 2.0, -0.5, 0.0], dtype=torch.float64))
 
 
@@ -47,34 +40,34 @@ def slow_clip_loss(policy: float, old: float, advantage: float) -> float:
 @given(st.lists(st.tuples(st.floats(-4, 0), st.floats(-4, 0), st.floats(-2, 2)), min_size=1, max_size=8))
 def test_equals_a_slow_loop(rows: list[tuple[float, float, float]]) -> None:
     policy, old, advantages = (list(column) for column in zip(*rows, strict=True))
-    got = clip_loss(inputs(leaf(policy), old, advantages)).token_losses
+    got, *_ = clip(leaf(policy), old, advantages)
     want = torch.tensor([slow_clip_loss(*row) for row in rows], dtype=torch.float64)
     torch.testing.assert_close(got.detach(), want)
 
 
 def test_ratio_one_is_reinforce() -> None:
     policy = leaf([-1.0, -2.0, -3.0])
-    clip_loss(inputs(policy, [-1.0, -2.0, -3.0], [0.7, -0.3, 0.0])).token_losses.sum().backward()
+    clip(policy, [-1.0, -2.0, -3.0], [0.7, -0.3, 0.0])[0].sum().backward()
     torch.testing.assert_close(policy.grad, torch.tensor([-0.7, 0.3, 0.0], dtype=torch.float64))
 
 
 def test_masked_nan_stays_out_of_loss_and_gradient() -> None:
     policy = leaf([-1.0, math.nan, -1.0])
-    batch = inputs(policy, [-1.0, -1.0, math.nan], [1.0, math.inf, math.nan], [True, False, False])
-    out = clip_loss(batch)
-    aggregate(out.token_losses, batch.mask, torch.tensor([0, 0, 1]), "sequence_mean", 1.0).backward()
-    assert out.token_losses.tolist() == [-1.0, 0.0, 0.0]
+    mask = torch.tensor([True, False, False])
+    losses, log_ratio, clipped = clip(policy, [-1.0, -1.0, math.nan], [1.0, math.inf, math.nan], mask)
+    aggregate(losses, mask, torch.tensor([0, 0, 1]), "sequence_mean", 1.0).backward()
+    assert losses.tolist() == [-1.0, 0.0, 0.0]
     assert policy.grad is not None
     assert policy.grad.tolist() == [-1.0, 0.0, 0.0]
-    assert float(diagnose(out, batch.mask)["approx_kl"]) == 0.0
+    assert float(diagnose(log_ratio, clipped, mask)["approx_kl"]) == 0.0
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_an_absurd_ratio_stays_finite(advantage: float) -> None:
     policy = leaf([0.0, -500.0], torch.float32)
-    out = clip_loss(inputs(policy, [-500.0, 0.0], [advantage, advantage]))
-    out.token_losses.sum().backward()
-    assert torch.isfinite(out.token_losses).all()
+    losses, *_ = clip(policy, [-500.0, 0.0], [advantage, advantage])
+    losses.sum().backward()
+    assert torch.isfinite(losses).all()
     assert policy.grad is not None
     assert torch.isfinite(policy.grad).all()
 
@@ -112,11 +105,8 @@ def test_diagnostics_add_across_micro_batches() -> None:
     log_ratio, clipped = torch.tensor([0.0, math.log(2), -1.0, 0.0]), torch.tensor([False, True, False, True])
     mask = torch.tensor([True, True, True, False])
 
-    def part(span: slice) -> LossOutputs:
-        return LossOutputs(torch.zeros(4)[span], log_ratio[span], clipped[span])
-
-    whole = diagnose(part(slice(0, 4)), mask)
-    first, second = diagnose(part(slice(0, 2)), mask[:2]), diagnose(part(slice(2, 4)), mask[2:])
+    whole = diagnose(log_ratio, clipped, mask)
+    first, second = (diagnose(log_ratio[s], clipped[s], mask[s]) for s in (slice(0, 2), slice(2, 4)))
     for seen in (whole, {name: first[name] + second[name] for name in first}):
         assert (int(seen["tokens"]), int(seen["clipped"])) == (3, 1)
         assert float(seen["approx_kl"]) == pytest.approx((1 - math.log(2)) + math.exp(-1.0))  # r - 1 - ln r
