@@ -25,21 +25,15 @@ from rollout.server.middleware import KEY_VARIABLE
 from rollout.server.process import ServerProcess, check_startable, free_port
 from rollout.types import Sampler
 
-OnWait = Callable[[float, str], None]
-"""Called while a server starts: seconds so far, newest log line."""
-
-PORT_PATIENCE = 6.0
-"""Seconds that a port may still be taken: the server of a run that was killed ends after its supervisor's grace."""
-
-REMOTE_WAITS = 60
-"""Times, 5 s apart, that a server elsewhere is asked whether it is back."""
+OnWait = Callable[[float, str], None]  # called while a server starts: seconds so far, newest log line
+PORT_PATIENCE = 6.0  # seconds that a port may be taken: a killed run's server ends after its supervisor's grace
+REMOTE_WAITS = 60  # times, 5 s apart, that a server elsewhere is asked whether it is back
 
 
 class Backend:
     """Samples chains with the newest pushed weights. This one can't: for --replay, where chains come from a file."""
 
-    sampler: Sampler
-    """What answers requests now; another object after `recover`."""
+    sampler: Sampler  # what answers requests now; another object after `recover`
 
     async def check(self) -> None:
         """Raise BadInput for whatever can be known to go wrong before anything is started or changed."""
@@ -64,7 +58,6 @@ class ServedBackend(Backend):
     controls: Sequence[ServerControl] = ()
 
     def connect(self, setup: Setup, urls: list[str], key: str, sync_dir: Path) -> None:
-        """Reach servers that take `key` and see `sync_dir`."""
         timeout = setup.config.rollout.request_timeout
         self.sampler: VllmClient = VllmClient(urls, key, context=setup.context, timeout=timeout)
         self.controls = [ServerControl(url, key) for url in urls]
@@ -153,12 +146,10 @@ class RemoteBackend(ServedBackend):
             try:
                 await control.health()
                 await control.weight_version()  # asks for the key, unlike /health
-            except ServerDown as error:
-                raise BadInput(f"rollout.servers: {error}; start it with `ponder serve`") from None
-            except Fault as error:
-                raise BadInput(
-                    f"rollout.servers: {error}; {KEY_VARIABLE} must be what `ponder serve` printed"
-                ) from None
+            except (ServerDown, Fault) as error:
+                down, wrong = "start it with `ponder serve`", f"{KEY_VARIABLE} must be what `ponder serve` printed"
+                cure = down if isinstance(error, ServerDown) else wrong
+                raise BadInput(f"rollout.servers: {error}; {cure}") from None
 
     async def recover(self, reason: str) -> None:
         """Wait for a restarted server; who restarts it is not our business."""
@@ -201,10 +192,7 @@ def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
 
 
 def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSpec:
-    """The server that a training configuration asks for; it starts from random weights, or from the model's.
-
-    Raises BadInput where server and learner don't fit the GPUs.
-    """
+    """The server to train with, of random weights or the model's; BadInput where it and the learner don't fit."""
     config, server, gpus = setup.config, setup.config.server, setup.hardware.gpus
     placement = place(config, setup.hardware, setup.context) if gpus else Placement([], serving_gpus(config, 0))
     placement.check()

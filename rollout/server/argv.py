@@ -7,8 +7,6 @@ from typing import Literal
 
 from rollout.server.hardware import Hardware
 
-PREFILL_TOKENS = 8192  # prompt tokens that one engine step may take in, on a CPU
-
 # OpenMP's threads wait for each other by spinning, by default so long that they burn a neighbour's time.
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "3000"
 
@@ -72,29 +70,23 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
     if spec.sync_dir is not None:
         argv += ["--weight-transfer-config", json.dumps({"backend": "ponder_file"})]
         env["PONDER_SYNC_DIR"] = spec.sync_dir
-    placed, variables = (_on_gpu if hardware.gpus else _on_cpu)(spec, hardware)
-    return argv + placed, env | variables
+    if hardware.gpus:
+        argv += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
+        if spec.gpus:  # the ids are numbers in nvidia-smi's order, which is not CUDA's own where the cards differ
+            ids = ",".join(hardware.gpus[i].id for i in spec.gpus)
+            env |= {"CUDA_VISIBLE_DEVICES": ids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        return argv, env
+    # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
+    argv += ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
+    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't on a CPU:
+    # the engine would die ("CPU Generator does not use offset"). So prompts are never cut, and each must fit a step.
+    argv += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.max_model_len, 8192))]
+    # Bound threads would leave one core to the API server: slower for small models, and unfair to the learner.
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads or hardware.cores)}
+    return argv, env | threads | {SPIN_VARIABLE: SPIN_COUNT}
 
 
 def server_env(base_env: Mapping[str, str], additions: Mapping[str, str]) -> dict[str, str]:
     """The server's whole environment: what `_PASSED` lets through of the launcher's, and the additions."""
     names = _PASSED.split()
     return {k: v for k, v in base_env.items() if k in names or k.startswith(_PASSED_PREFIXES)} | dict(additions)
-
-
-def _on_gpu(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
-    # The ids of GPUs are numbers in nvidia-smi's order, which is not CUDA's own where the cards differ.
-    ids = ",".join(hardware.gpus[i].id for i in spec.gpus)
-    env = {"CUDA_VISIBLE_DEVICES": ids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if ids else {}
-    return ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)], env
-
-
-def _on_cpu(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[str, str]]:
-    # In bytes: VLLM_CPU_KVCACHE_SPACE takes whole GiB only.
-    argv = ["--kv-cache-memory-bytes", str(int(spec.kv_cache_gb * 2**30))]
-    # A prompt cut over two engine steps makes vLLM rewind the request's seeded generator, which torch can't on a CPU:
-    # the engine would die ("CPU Generator does not use offset"). So prompts are never cut, and each must fit a step.
-    argv += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(spec.max_model_len, PREFILL_TOKENS))]
-    # Bound threads would leave one core to the API server: slower for small models, and unfair to the learner.
-    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(spec.threads or hardware.cores)}
-    return argv, threads | {SPIN_VARIABLE: SPIN_COUNT}

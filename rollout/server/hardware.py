@@ -9,13 +9,9 @@ import psutil
 
 from rewards.errors import BadInput
 
-MEMORY_TOLERANCE = 0.1  # a card "of 24 GB" shows 22.5 to 24 GiB
-
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU."""
-
     name: str
     memory_gb: float  # total, GiB
     id: str = "0"  # what CUDA_VISIBLE_DEVICES calls it, in the order of the PCI bus
@@ -64,7 +60,8 @@ def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) 
             "hardware.gpus=null, or look at its plan with --dry-run"
         )
     for i, gpu in enumerate(here.gpus):
-        if gpu_memory_gb is not None and abs(gpu.memory_gb - gpu_memory_gb) > MEMORY_TOLERANCE * gpu_memory_gb:
+        # a card "of 24 GB" shows 22.5 to 24 GiB
+        if gpu_memory_gb is not None and abs(gpu.memory_gb - gpu_memory_gb) > 0.1 * gpu_memory_gb:
             raise BadInput(
                 f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and GPU {i} ({gpu.name}) has {gpu.memory_gb:g}; "
                 "run it there, or set hardware.gpu_memory_gb=null"
@@ -72,24 +69,20 @@ def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) 
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where nvidia-smi is missing or fails."""
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where nvidia-smi is missing or fails.
+
+    They are named by number or by the start of a UUID; as for CUDA, none counts after an unknown one.
+    """
     query = ["nvidia-smi", "--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
     try:
         out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (subprocess.SubprocessError, OSError):
         return ()
-    rows = enumerate(line.split(", ", 2) for line in out.splitlines())
-    found = {
-        row[0]: Gpu(row[2], round(float(row[1]) / 1024, 1), str(i))  # by UUID
-        for i, row in rows
-        if len(row) == 3 and row[1].isdigit()
-    }
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(found.values()) if wanted is None else _visible(found, wanted)
-
-
-def _visible(found: dict[str, Gpu], wanted: str) -> tuple[Gpu, ...]:
-    """The GPUs named by number or by the start of a UUID; as for CUDA, none after an unknown one."""
+    rows = [(str(i), *line.split(", ", 2)) for i, line in enumerate(out.splitlines())]
+    rows = [row for row in rows if len(row) == 4 and row[2].isdigit()]
+    found = {uuid: Gpu(name, round(float(memory) / 1024, 1), i) for i, uuid, memory, name in rows}
+    if (wanted := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return tuple(found.values())
     chosen: list[Gpu] = []
     for name in map(str.strip, wanted.split(",")):
         match = [gpu for uuid, gpu in found.items() if name == gpu.id or (name[:4] == "GPU-" and uuid.startswith(name))]

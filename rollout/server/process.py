@@ -9,13 +9,13 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any, Self
 
 import httpx
@@ -27,7 +27,6 @@ from rollout.server.middleware import KEY_VARIABLE
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 STOP_TIMEOUT = 8.0  # seconds; the supervisor itself needs 5 at most
-POLL_EVERY = 0.1  # seconds
 # An exception's own line, perhaps behind vLLM's "(EngineCore pid=7) ERROR 11-24 08:59:02 [core.py:1510] ".
 _EXCEPTION = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\[]*\[[^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)")
 
@@ -39,26 +38,18 @@ class ServerProcess:
         """Start the supervisor, which starts `command`; blocks some 50 ms until it tells the pid."""
         for path in (log.parent, *owned):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = [f"--owned={path.resolve()}" for path in owned]
-        with log.open("ab") as log_file:
-            self._log_start = log_file.tell()
-            # Isolated and without site: it must start fast and see no module of the user's.
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SUPERVISOR), *flags, "--", *command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                env=env,
-                bufsize=0,
-                start_new_session=True,
+        # Isolated and without site: it must start fast and see no module of the user's.
+        argv = [sys.executable, "-I", "-S", str(SUPERVISOR), *(f"--owned={path.resolve()}" for path in owned), "--"]
+        with log.open("ab") as file:
+            self._log_start = file.tell()
+            self._supervisor = Popen(
+                [*argv, *command], stdin=PIPE, stdout=PIPE, stderr=file, env=env, bufsize=0, start_new_session=True
             )
         assert self._supervisor.stdin is not None
         assert self._supervisor.stdout is not None
         self._pipe, self._out = self._supervisor.stdin, self._supervisor.stdout
-        self._owned = owned
+        self.url, self.log, self._owned = url, log, owned
         self._ended: str | None = None
-        self.url = url
-        self.log = log
         first_line = self._out.readline()
         if not first_line:
             raise Fault(f"the server's supervisor did not start; see {log}")
@@ -107,7 +98,10 @@ class ServerProcess:
         """How the server ended, in words; None while it runs."""
         if self._ended is None:
             with contextlib.suppress(BlockingIOError):  # nothing to read: it runs
-                self._ended = _in_words(os.read(self._out.fileno(), 100))
+                line = os.read(self._out.fileno(), 100)  # `exit STATUS`; empty: the end of the file
+                status = int(line.split()[1]) if line else 0
+                ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+                self._ended = ended if line else "its supervisor was killed"
         return self._ended
 
     @property
@@ -139,21 +133,17 @@ class ServerProcess:
     async def _wait_healthy(self, timeout: float, on_wait: Callable[[float, str], None] | None) -> None:
         begin = time.monotonic()
         async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:  # no proxy on the way to loopback
-            while (waited := time.monotonic() - begin) < timeout:
-                if (reason := self.exit_reason()) is not None:
-                    raise Fault(f"the vLLM server ended while starting ({reason}){self._explanation()}")
+            while (waited := time.monotonic() - begin) < timeout and self.alive():
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get(f"{self.url}/health")).status_code == 200:
                         return
                 if on_wait is not None:
                     on_wait(waited, "".join(self.tail(1)))
-                await asyncio.sleep(POLL_EVERY)
-        raise Fault(f"the vLLM server was not up after {timeout:.0f} s (server.start_timeout){self._explanation()}")
-
-    def _explanation(self) -> str:
-        """The likely cause, the log's path and its last lines, to be put behind a message."""
-        lines = self.tail(200)
-        return "\n  ".join([f"{_cause(lines)}; log {self.log} ends with:", *lines[-15:]])
+                await asyncio.sleep(0.1)
+        lines, reason = self.tail(200), self.exit_reason()
+        late = f"was not up after {timeout:.0f} s (server.start_timeout)"
+        what = f"the vLLM server {late if reason is None else f'ended while starting ({reason})'}"
+        raise Fault("\n  ".join([f"{what}{_cause(lines)}; log {self.log} ends with:", *lines[-15:]]))
 
 
 def _cause(lines: Sequence[str]) -> str:
@@ -196,11 +186,3 @@ def check_startable(port: int | None, needs_vllm: bool = True) -> None:
             raise BadInput(
                 f"port {port} on 127.0.0.1 can't be used ({error.strerror}): leave server.port null for a free one"
             ) from error
-
-
-def _in_words(line: bytes) -> str:
-    """The supervisor's last line, `exit STATUS` with a negative status for a signal; empty: the end of the file."""
-    if not line:
-        return "its supervisor was killed"
-    status = int(line.split()[1])
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

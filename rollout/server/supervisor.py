@@ -27,67 +27,59 @@ STARTING = 180.0  # seconds that count as starting
 
 
 def main() -> None:
-    """Start the server, watch, clean up."""
+    """Start the server, watch, clean up: the trainer is gone, or the server is dead and the trainer then goes."""
     split = sys.argv.index("--")
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans are adopted, so that all that the server started stays below us
+    terminated, write_fd = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(write_fd, b"x") and None)
+    for number in (signal.SIGINT, signal.SIGHUP):  # what a terminal sends is let pass without effect
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the server would inherit
     # The pipe alone would not do: a process that the trainer forked may hold its other end open.
-    trainer_gone = [sys.stdin.fileno(), os.pidfd_open(os.getppid()), _terminated()]
-    family = Family(sys.argv[split + 1 :])
-    _tell(str(family.server.pid))
-    _watch(family, trainer_gone)
+    trainer_gone = [sys.stdin.fileno(), os.pidfd_open(os.getppid()), terminated]
+    # Output goes to our stderr, the log: the server must hold neither of the trainer's pipes. Should somebody kill -9
+    # us, the kernel sends the server a SIGTERM.
+    server = subprocess.Popen(
+        sys.argv[split + 1 :], stdin=subprocess.DEVNULL, stdout=2,
+        preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+    )  # fmt: skip
+    _tell(str(server.pid))
+    server_fd, started = os.pidfd_open(server.pid), time.monotonic() + STARTING
+    segments: set[int] = set()
+    while not (ready := _ready([*trainer_gone, server_fd], SCAN_EARLY if time.monotonic() < started else SCAN_EVERY)):
+        segments |= mapped_segments()
+        # Collect adopted processes that have ended; the server's own status is left for its `wait`.
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while (child := os.waitid(os.P_ALL, 0, ended)) is not None and child.si_pid != server.pid:
+            os.waitpid(child.si_pid, 0)
+    if ready == {server_fd}:
+        _tell(f"exit {server.wait()}")
+    end_family(segments | mapped_segments())
+    _ready(trainer_gone, None)
     for flag in sys.argv[1:split]:
         shutil.rmtree(flag.removeprefix("--owned="), ignore_errors=True)
 
 
-def _watch(family: "Family", trainer_gone: list[int]) -> None:
-    """Return when the trainer is gone and the family too; end the family as soon as the server is dead."""
-    server_fd = os.pidfd_open(family.server.pid)
-    started = time.monotonic() + STARTING
-    while not (ready := _ready([*trainer_gone, server_fd], SCAN_EARLY if time.monotonic() < started else SCAN_EVERY)):
-        family.look()
-        family.reap_orphans()
-    if ready == {server_fd}:
-        _tell(f"exit {family.server.wait()}")
-    family.end()
-    _ready(trainer_gone, None)
+def mapped_segments() -> set[int]:
+    """The shared memory that the family uses. By inode: a semaphore is mapped under a name that it lost at birth."""
+    found: set[int] = set()
+    for pid in descendants():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+            found.update(int(line.split()[4]) for line in maps if f" {SHM}/" in line)
+    return found
 
 
-class Family:
-    """The server and everything it started, also what left its session: orphans are adopted, so they stay below us."""
-
-    def __init__(self, argv: list[str]) -> None:
-        # Output goes to our stderr, the log: the server must hold neither of the trainer's pipes. Should somebody
-        # kill -9 us, the kernel sends the server a SIGTERM.
-        self.server = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=2, preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        )
-        self._segments: set[int] = set()  # inodes in /dev/shm that the family has mapped
-
-    def look(self) -> None:
-        """Note the shared memory in use. By inode: a semaphore is mapped under a name that it lost at birth."""
-        for pid in descendants():
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
-                self._segments.update(int(line.split()[4]) for line in maps if f" {SHM}/" in line)
-
-    def reap_orphans(self) -> None:
-        """Collect adopted processes that have ended; the server's own status is left for its `wait`."""
-        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        while (child := os.waitid(os.P_ALL, 0, ended)) is not None and child.si_pid != self.server.pid:
-            os.waitpid(child.si_pid, 0)
-
-    def end(self) -> None:
-        """SIGTERM, a few seconds, SIGKILL; then remove the shared memory that nobody was left to unlink."""
-        self.look()
-        _signal_all(descendants(), signal.SIGTERM)
-        if not _all_gone(TERM_GRACE):
-            # The tracker goes last: it unlinks its processes' segments when the last of them is dead.
-            _kill_until_gone(lambda: [p for p in descendants() if not _is_tracker(p)])
-            _all_gone(KILL_GRACE)
-            _kill_until_gone(descendants)
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(SHM):
-                if entry.inode() in self._segments and entry.name.startswith(("psm_", "sem.", "torch_")):
-                    os.unlink(entry.path)
+def end_family(segments: set[int]) -> None:
+    """SIGTERM, a few seconds, SIGKILL; then remove the shared memory that nobody was left to unlink."""
+    _signal_all(descendants(), signal.SIGTERM)
+    if not _all_gone(TERM_GRACE):
+        # The tracker goes last: it unlinks its processes' segments when the last of them is dead.
+        _kill_until_gone(lambda: [p for p in descendants() if not _is_tracker(p)])
+        _all_gone(KILL_GRACE)
+        _kill_until_gone(descendants)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(SHM):
+            if entry.inode() in segments and entry.name.startswith(("psm_", "sem.", "torch_")):
+                os.unlink(entry.path)
 
 
 def descendants() -> list[int]:
@@ -142,15 +134,6 @@ def _ready(fds: list[int], seconds: float | None) -> set[int]:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
-
-
-def _terminated() -> int:
-    """A descriptor that becomes readable at SIGTERM. What a terminal sends is let pass without effect."""
-    read_fd, write_fd = os.pipe()
-    signal.signal(signal.SIGTERM, lambda *_: os.write(write_fd, b"x") and None)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the server would inherit
-    return read_fd
 
 
 def _tell(line: str) -> None:

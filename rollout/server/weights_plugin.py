@@ -10,11 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer import base
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 
@@ -25,20 +21,20 @@ def register() -> None:
 
 
 @dataclass
-class FileInitInfo(WeightTransferInitInfo):
+class FileInitInfo(base.WeightTransferInitInfo):
     """The learner's sync directory, to be told early when the server can't see it."""
 
     directory: str
 
 
 @dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):
+class FileUpdateInfo(base.WeightTransferUpdateInfo):
     """A safetensors file of HF names and full shapes inside PONDER_SYNC_DIR."""
 
     path: str
 
 
-class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+class FileEngine(base.WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     """Loads checkpoint-format weights from a file through vLLM's layerwise reload."""
 
     init_info_cls = FileInitInfo
@@ -52,30 +48,27 @@ class FileEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         """Nothing yet: the layers are emptied by the first file that proves readable, so a bad one changes nothing."""
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+        from vllm.model_executor.model_loader import reload
 
         path = checked_path(update_info.path)
         if path.suffix != ".safetensors":
             raise ValueError(f"{path.name} is not a .safetensors file")
         with safe_open(path, framework="pt") as file:  # checks the header against the file's size
             if self._reloading:  # an update that was never finished: what it did not load is put back
-                self._finalize()
-            initialize_layerwise_reload(self.model)
+                reload.finalize_layerwise_reload(self.model, self.model_config)
+            reload.initialize_layerwise_reload(self.model)
             self._reloading = True
             self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
-        self._finalize()
+        from vllm.model_executor.model_loader import reload
+
+        reload.finalize_layerwise_reload(self.model, self.model_config)
         self._reloading = False
         refresh_heads(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
-
-    def _finalize(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
 
 
 def refresh_heads(model: torch.nn.Module) -> None:

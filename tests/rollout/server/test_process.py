@@ -370,7 +370,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _traces(pid: int) -> list[Path]:
-    """The server's temporary directory and the files in /dev/shm that its family has mapped (see Family.look)."""
+    """The server's temporary directory and the files in /dev/shm that its family has mapped (see mapped_segments)."""
     maps = "".join(Path(f"/proc/{p.pid}/maps").read_text() for p in _family(pid))
     inodes = {int(line.split()[4]) for line in maps.splitlines() if " /dev/shm/" in line}
     segments = [p for p in Path("/dev/shm").iterdir() if p.stat().st_ino in inodes]
