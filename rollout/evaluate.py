@@ -146,12 +146,6 @@ def mean_pass_at_k(outcomes: Iterable[Sequence[bool]], k: int) -> float:
     return float(np.mean([pass_at_k(len(s), sum(s), k) for s in outcomes if len(s) >= k]))
 
 
-def majority_correct(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
-    """Whether the most frequent answer is correct; ties go to the one seen first, no answer has no vote."""
-    votes = Counter(answer for answer in answers if answer is not None)
-    return bool(votes) and correct[answers.index(votes.most_common(1)[0][0])]  # equal counts: first sight first
-
-
 def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float:
     """Chance that the sample of greatest value among `k` of `n`, drawn without replacement, is correct; ties by lot.
 
@@ -188,12 +182,16 @@ def _correct(samples: Judged) -> list[bool]:
 
 
 def _majority(judged: Sequence[Judged], text_of: Callable[[Chain], str], k: int) -> float:
-    """majority@k: the mean over disjoint runs of `k` samples of a problem, then over problems."""
+    """majority@k: the share of disjoint runs of `k` samples whose most frequent answer is correct, then the mean over
+    problems; ties go to the answer seen first, no answer has no vote."""
     means = []
     for samples in judged:
-        answers, correct = [final_answer(text_of(chain)) for chain, _ in samples], _correct(samples)
-        runs = [slice(i, i + k) for i in range(0, len(samples) - k + 1, k)]
-        means += [np.mean([majority_correct(answers[run], correct[run]) for run in runs])] if runs else []
+        answers, hits = [(final_answer(text_of(chain)), score.correct) for chain, score in samples], []
+        for i in range(0, len(samples) - k + 1, k):
+            run = [(answer, correct) for answer, correct in answers[i : i + k] if answer is not None]
+            votes = Counter(answer for answer, _ in run).most_common(1)  # equal counts: first sight first
+            hits.append(bool(votes) and next(correct for answer, correct in run if answer == votes[0][0]))
+        means += [np.mean(hits)] if hits else []
     return float(np.mean(means))
 
 

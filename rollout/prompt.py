@@ -16,8 +16,7 @@ Style: TypeAlias = Literal["cot", "direct", "fewshot"]
 """cot: the thinking block is opened in the prompt. direct: it is opened and closed there: the answer comes at once.
 fewshot: as cot, behind worked examples."""
 
-Shot: TypeAlias = tuple[Prompt, str]
-"""A worked example: a prompt, and a response that is correct."""
+Shot: TypeAlias = tuple[Prompt, str]  # a worked example: a prompt, and a response that is correct
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endofturn|>")
 
@@ -78,8 +77,7 @@ class Template:
 
     def encode(self, prompt: Prompt, style: Style = "cot", shots: Sequence[Shot] = ()) -> list[int]:
         """The prompt's ids, up to where the model goes on. Raises BadInput for text the model has no tokens for.
-        `shots` come before it: as turns of the chat, or without a chat template as text, each followed by a blank
-        line."""
+        `shots` come before it: as turns of the chat, or without a chat template as text, a blank line behind each."""
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         if self.tokenizer.chat_template is not None:
             ids = self._encode_chat(prompt, style, shots)

@@ -28,12 +28,9 @@ class SampleStore:
     def append(self, step: int, groups: Sequence[Group], **head: Any) -> None:
         """Write one step as one frame, on the disk when this returns; `head` is kept where it has no groups. Raises
         OSError, e.g. on a full disk."""
-        rows = [
-            {"step": step, "problem": asdict(group.problem), "chains": [chain_to_json(chain) for chain in group.chains]}
-            for group in groups
-        ]
+        told = [{"problem": asdict(group.problem), "chains": [*map(chain_to_json, group.chains)]} for group in groups]
         try:
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows or [{"step": step} | head])
+            text = "".join(json.dumps({"step": step} | row, allow_nan=False) + "\n" for row in told or [head])
         except (TypeError, ValueError) as error:
             raise Fault(f"step {step}: a sample is no JSON ({error}); rewards and problems must be plain") from None
         frame = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())

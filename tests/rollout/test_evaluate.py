@@ -21,7 +21,6 @@ from rollout.collect import Examiner, Plan
 from rollout.evaluate import (
     best_of_k,
     evaluate,
-    majority_correct,
     make_cell,
     mean_pass_at_k,
     paired_gain,
@@ -95,14 +94,6 @@ class TestInterval:
             low, high = pass_at_1((rng.random((60, 4)) < rates[:, None]).tolist())["ci95"]
             covered += low <= 0.4 <= high
         assert 0.92 <= covered / 400 <= 0.99
-
-
-class TestMajority:
-    def test_votes_ties_and_abstentions(self) -> None:
-        assert majority_correct(["a", "b", "b"], [False, True, True])
-        assert not majority_correct(["a", "b", "b", "a"], [False, True, True, False])  # a tie: a was first
-        assert majority_correct([None, None, "b"], [False, False, True])
-        assert not majority_correct([None, None], [True, True])
 
 
 def a_group(name: str, corrects: list[bool | None], difficulty: float = 0.0, task: str = "toy") -> Group:
@@ -316,6 +307,20 @@ def test_errored_samples_are_left_out() -> None:
     assert cell["pass@k"] == {"1": pytest.approx(2 / 3), "2": pytest.approx(2 / 3), "3": 1.0}
     with pytest.raises(Fault, match="no sample of task toy was judged"):
         cell_of(groups[2:])
+
+
+@pytest.mark.parametrize(
+    ("answers", "corrects", "share"),
+    [
+        ("abb", [False, True, True], 1),
+        ("abba", [False, True, True, False], 0),  # a tie: a was first
+        ("  b", [False, False, True], 1),  # no answer has no vote
+        ("  ", [True, True], 0),
+    ],
+)
+def test_majority_votes_ties_and_abstentions(answers: str, corrects: list[bool | None], share: int) -> None:
+    texts = {f"0/a/{k}": answer.strip() for k, answer in enumerate(answers)}
+    assert cell_of([a_group("a", corrects)], texts, [len(answers)])["majority@k"] == {str(len(answers)): share}
 
 
 def test_majority_of_k_is_over_disjoint_runs() -> None:
