@@ -22,7 +22,6 @@ _SENTENCE_END = re.compile(_END)
 _WORD = re.compile(r"(?<![\\</a-zA-Z])[^\W\d_]")  # no command, no tag
 _WRAPPERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
 _FENCES = {"", "$$", "\\]", "```"}  # lines that only close a display
-
 Span = tuple[int, int]
 
 
@@ -93,8 +92,9 @@ def _boxes(text: str) -> list[Span]:
     return spans
 
 
-def _bare_line(text: str) -> list[Span]:
-    """The last line, unless it is long or a sentence: a number in prose is no answer."""
+def _bare_line(
+    text: str,
+) -> list[Span]:  # the last one, unless it is long or a sentence: a number in prose is no answer
     start = len(text)
     for whole in reversed(text.splitlines(keepends=True)):
         start -= len(whole)

@@ -91,8 +91,6 @@ def _tokens(text: str) -> list[str]:
         elif words:
             word = (last[-1] in "0123456789)}" and words not in ("e", "i")) or (words.isalpha() and words[1:])
             tokens += ['"' + words] if word and words not in NAMES else _tokens(words)
-        elif letters == "U" and last in (")", "]"):
-            tokens.append("\\cup")
         elif letters in NAMES:
             tokens.append("\\" + letters)
         elif letters:
@@ -133,8 +131,7 @@ class _Parser:
             raise NotRead("nothing there")
         return found
 
-    def binary(self, level: int) -> Node:
-        """Operands of a level, joined from left to right; at the tightest also those with no sign between them."""
+    def binary(self, level: int) -> Node:  # from left to right; at the tightest level also with no sign between them
         signs, operand = _LEVELS[level], self.factor if level == 3 else lambda: self.binary(level + 1)
         node = operand()
         while True:
@@ -149,7 +146,7 @@ class _Parser:
                 node = ("-" if node[1] < 0 else "+", node, fraction)
                 node = ("%", node) if self.next == "%" and self.take() else node
             elif level == 3 and self._factor_follows(before):
-                node = ("*", node, self.power())
+                node = ("*", node, self.factor())
             else:
                 return node
 
@@ -161,30 +158,25 @@ class _Parser:
             return True
         return not in_function and ((token in _GROUPS and token != "|") or token[1:] in NAMES or token == "\\binom")
 
-    def factor(self) -> Node:
-        if self.next not in ("+", "-"):
-            return self.power()
-        sign, node = self.take(), self.factor()
-        return node if sign == "+" else ("n", -node[1], node[2]) if node[0] == "n" else ("neg", node)
-
-    def power(self) -> Node:
+    def factor(self, script: bool = False) -> Node:  # a script takes signs and further scripts, but no ! behind it
+        if self.next in ("+", "-"):
+            sign, node = self.take(), self.factor(script)
+            return node if sign == "+" else ("n", -node[1], node[2]) if node[0] == "n" else ("neg", node)
         node = self.primary()
-        while self.next in ("^", "**", "!", "%", "°"):
+        while self.next in ("^", "**") or (self.next in ("!", "%", "°") and not script):
             sign = self.take()
-            node = ("^", node, self.script()) if sign in ("^", "**") else (sign, node)
+            node = ("^", node, self.factor(script=True)) if sign in ("^", "**") else (sign, node)
         return node
-
-    def script(self) -> Node:
-        if self.next in ("-", "+"):
-            return ("neg", self.script()) if self.take() == "-" else self.script()
-        node = self.primary()
-        return ("^", node, self.script()) if self.next in ("^", "**") and self.take() else node
 
     def primary(self) -> Node:
         token = self.take()
         name = token.lstrip("\\")
-        if token in _GROUPS:
-            return self._group(token)
+        if ends := _GROUPS.get(token):
+            items, bracket = self.items(*ends), token + self.take(*ends)
+            if token == "\\{" or len(items) > 1:
+                return ({"\\{": "set", "{": "list"}.get(token, bracket), *items)
+            around = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}.get(token)
+            return (around, items[0]) if around else items[0]
         if name in CONSTANTS or token in ("e", "i"):
             return (CONSTANTS.get(name, name),)
         if token[0].isdigit() or (token[0] == "." and token != "."):
@@ -211,36 +203,26 @@ class _Parser:
             return self._call(name)
         raise NotRead(token)
 
-    def argument(self) -> Node:
-        """What a command applies to: a group, or one sign; of a number one digit."""
+    def argument(self) -> Node:  # a group, or one sign; of a number one digit
         if self.next.isdigit():
             self.tokens[self.at : self.at + 1] = [*self.next]
         return self.primary()
 
-    def _group(self, opening: str) -> Node:
-        ends = _GROUPS[opening]
-        items = self.items(*ends)
-        closing = self.take(*ends)
-        if opening == "\\{" or len(items) > 1:
-            return ({"\\{": "set", "{": "list"}.get(opening, opening + closing), *items)
-        name = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}.get(opening)
-        return (name, items[0]) if name else items[0]
-
     def _call(self, name: str) -> Node:
         if name == "sqrt":
-            index = self._group(self.take()) if self.next == "[" else None
+            index = self.primary() if self.next == "[" else None
             value = self.argument()
             return ("^", value, ("/", ("n", Fraction(1), 0), index)) if index else ("sqrt", value)
         exponent = base = None
         while self.next in ("^", "_"):
             if self.take() == "^":
-                exponent = self.script()
+                exponent = self.factor(script=True)
             else:
                 base = self.argument()
-        value = self.primary() if self.next in _GROUPS else self.power()
+        value = self.primary() if self.next in _GROUPS else self.factor()
         while name != "surd" and (last := self.tokens[self.at - 1]) not in ")}|" and self._factor_follows(last, True):
-            value = ("*", value, self.power())
-        if exponent in (("neg", ("n", 1, 0)), ("n", -1, 0)):
+            value = ("*", value, self.factor())
+        if exponent == ("n", -1, 0):
             name, exponent = f"arc{name}", None
         node = ("/", ("ln", value), ("ln", base)) if name == "log" and base else (name, value)
         return ("^", node, exponent) if exponent else node

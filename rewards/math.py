@@ -59,7 +59,10 @@ def equal(reference: str, answer: str, rel_tol: float = 0.0, abs_tol: float = 0.
         try:
             for thousands in (True, False) if "," in "".join(texts) else (True,):
                 (a, unit), (b, other) = (read(text, thousands) for text in texts)
-                if unit and other and not _same_unit(unit, other):
+                short, long = sorted((unit.rstrip("s"), other.rstrip("s")), key=len)
+                letters = iter(long)  # cm is centimeters, in is inches: the same letters in this order
+                brief = len(long) > 2 and short[:1] == long[:1] and all(char in letters for char in short)
+                if unit and other and short != long and not brief:
                     return False
                 if (rel_tol or abs_tol) and a[0] == b[0] == "n" and a[2]:  # a[2]: no tolerance on an integer
                     return bool(abs(a[1] - b[1]) <= max(rel_tol * abs(a[1]), abs_tol))
@@ -71,18 +74,10 @@ def equal(reference: str, answer: str, rel_tol: float = 0.0, abs_tol: float = 0.
         return False
 
 
-def _words(text: str) -> str | None:
-    """A text answer in lower case, or None for anything that may be mathematics."""
+def _words(text: str) -> str | None:  # in lower case; None for anything that may be mathematics
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().lower()
     wordy = any(word[1:] and set("aeiouy") & set(word) for word in plain.split())
     return squeeze(plain) if wordy and _WORDS.fullmatch(plain) and not NAMES & set(plain.split()) else None
-
-
-def _same_unit(a: str, b: str) -> bool:
-    """cm is centimeters, in is inches: the shorter one's letters occur in the longer one in this order."""
-    short, long = sorted((a.rstrip("s"), b.rstrip("s")), key=len)
-    letters = iter(long)
-    return short == long or (len(long) > 2 and short[:1] == long[:1] and all(char in letters for char in short))
 
 
 def _same(a: Node, b: Node) -> Verdict:
@@ -110,8 +105,7 @@ def _same(a: Node, b: Node) -> Verdict:
     return False if False in verdicts else None if None in verdicts else True
 
 
-def _core(node: Node) -> Node:
-    """Without `x in`, degrees, or the braces around a single item."""
+def _core(node: Node) -> Node:  # without `x in`, degrees, or the braces around a single item
     while node[0] in ("in", "°") or (node[0] in ("set", "list") and len(node) == 2):
         node = node[-1]
     return node
@@ -152,8 +146,7 @@ def _only_names(node: Node) -> bool:
     return node[0] == "s" or (node[0] in ("*", "/") and all(map(_only_names, node[1:])))
 
 
-def _interval(node: Node) -> Node | None:
-    """The interval that `a < x <= b` or `x > a` describes."""
+def _interval(node: Node) -> Node | None:  # that `a < x <= b` or `x > a` describes
     brackets, bounds = ["(", ")"], [("neg", ("inf",)), ("inf",)]
     for sign, (_, more, less) in _chain(node):
         end = 0 if more[0] == "s" else 1
@@ -163,8 +156,7 @@ def _interval(node: Node) -> Node | None:
     return ("".join(brackets), *bounds)
 
 
-def _chain(node: Node) -> list[tuple[str, Node]]:
-    """A chain of relations as (sign, difference of its sides), with < and <= turned round."""
+def _chain(node: Node) -> list[tuple[str, Node]]:  # (sign, difference of its sides) each, with < and <= turned round
     sign, left, right = node
     before = _chain(left) if left[0] in RELATIONS else []
     more, less = (right, left[2] if before else left) if sign in _TURNED else (left[2] if before else left, right)

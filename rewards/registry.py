@@ -119,9 +119,8 @@ def _resolve(spec: Any) -> Any:
 class TrlReward:
     """A function written for TRL's GRPOTrainer, called as TRL calls it, one completion at a time.
 
-    It gets strings where the prompt is text, message lists where it is chat. Columns are COLUMNS and the problem's
-    `meta`; without `**kwargs` it gets only what it names. One that asks for token ids measures lengths: as in TRL it
-    sees chains that the length cap cut, too.
+    It gets strings where the prompt is text, message lists where it is chat; columns are COLUMNS and `meta`, without
+    `**kwargs` only those it names. One that asks for token ids measures lengths: as in TRL it sees cut chains, too.
     """
 
     takes_extras = True
@@ -142,10 +141,10 @@ class TrlReward:
         ids = columns.get("completion_ids") if ids is None else ids
         if ids is None and self._needs_ids:
             raise BadInput(f"reward {self._name} needs completion_ids: add the field to problem {problem.id!r}")
-        chat = isinstance(problem.prompt, list)
+        completion = response if isinstance(problem.prompt, str) else [{"role": "assistant", "content": response}]
         arguments = {name: [value] for name, value in columns.items()} | {
             "prompts": [problem.prompt],
-            "completions": [[{"role": "assistant", "content": response}] if chat else response],
+            "completions": [completion],
             "completion_ids": None if ids is None else [ids],
             "trainer_state": SimpleNamespace(global_step=extras.step if extras else 0),
             "log_metric": lambda name, value: parts.update({name: float(value)}),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from math import comb, factorial
 from typing import Any
 from zlib import crc32
@@ -96,7 +96,8 @@ def evaluate(node: Node, point: int, mp: Any) -> Value:
     if not all(isinstance(value, Fraction) for value in values):
         values = [mp.convert(value) for value in values]
     try:
-        value = OPERATIONS[kind](mp, *values)
+        operation = OPERATIONS[kind]
+        value = getattr(mp, operation)(*values) if isinstance(operation, str) else operation(mp, *values)
     except (ValueError, ArithmeticError, TypeError, mp.NoConvergence) as error:  # 1/0, a pole, ⌊i⌋
         raise TooBig(str(error)) from None
     if isinstance(value, Fraction):
@@ -110,11 +111,7 @@ def evaluate(node: Node, point: int, mp: Any) -> Value:
 
 def _power(mp: Any, base: Value, exponent: Value) -> Value:
     exact = isinstance(exponent, Fraction) and exponent.denominator == 1
-    if exact:
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    else:
-        base, exponent = mp.convert(base), mp.convert(exponent)
-        bits = abs(mp.mag(base)) if base else 0
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length()) if exact else base and abs(mp.mag(base))
     if abs(exponent) * bits > MAX_BITS:
         raise ValueError("too high a power")
     return base**exponent.numerator if exact else mp.power(base, exponent)
@@ -128,13 +125,9 @@ def _counting(mp: Any, name: str, exact: Callable[..., int], *values: Value) -> 
     return Fraction(exact(*map(int, values))) if natural else getattr(mp, name)(*values)
 
 
-def _theirs(name: str, mp: Any, value: Value) -> Any:
-    called = {"log": "log10", "lg": "log10", "surd": "sqrt"}.get(name, name.replace("arc", "a"))
-    return getattr(mp, called)(value)
-
-
-OPERATIONS: dict[str, Callable[..., Value]] = {  # of a context, and either rationals alone or its numbers alone
-    **{name: partial(_theirs, name) for name in (*FUNCTIONS, "floor", "ceil")},
+_THEIRS = {"log": "log10", "lg": "log10", "surd": "sqrt"}
+OPERATIONS: dict[str, Any] = {  # a function of a context, and either rationals alone or its numbers alone; or its name
+    **{name: _THEIRS.get(name, name.replace("arc", "a")) for name in (*FUNCTIONS, "floor", "ceil")},
     "+": lambda mp, a, b: a + b,
     "-": lambda mp, a, b: a - b,
     "*": lambda mp, a, b: a * b,
