@@ -37,10 +37,8 @@ def varlen_attention(
     varlen: VarlenPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each chain; query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
-
-    Raises Fault without a plan (chains would see each other), BadInput for a kind of attention that it can't compute.
-    """
+    """Causal attention within each chain; query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]. Raises
+    Fault without a plan (chains would see each other), BadInput for a kind of attention that it can't compute."""
     if varlen is None or attention_mask is not None or query.shape[0] != 1:
         raise Fault(f"{NAME} takes one packed row with its varlen plan and no mask; load the model with sdpa instead")
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
@@ -71,7 +69,5 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | N
     return cast(Tensor, out).unsqueeze(0)
 
 
-def register() -> None:
-    """Make `attn_implementation="ponder_varlen"` known to transformers; again does no harm."""
-    AttentionInterface.register(NAME, varlen_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # transformers would build one of T x T
+AttentionInterface.register(NAME, varlen_attention)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # transformers would build one of T x T

@@ -2,7 +2,7 @@
 
 Two index spaces. A *row* is one trained token: [N] vectors of a TrainBatch hold a number for each row, chain after
 chain, and logprobs[n] scores the token of row n. A *position* is a slot of a packed forward pass, [T]: row n is
-predicted by the position one before its token, named by `MicroBatch.predictors`. Nothing else knows about the shift.
+predicted by the position one before its token, named by `MicroBatch.predictors`.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -88,8 +88,9 @@ class Learner:
         )
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        self.trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+        parameters = [p for _, p in self.trained]
+        optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.policy, self.optimizer = self.accelerator.prepare(policy.train(), optimizer)
         self.reference = reference
         if reference is not None:
@@ -147,7 +148,7 @@ class Learner:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""
         state = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
-        for name, parameter in self._trained():
+        for name, parameter in self.trained:
             own = self.optimizer.state.get(parameter, {})
             state |= {f"optimizer.{key}.{name}": value for key, value in own.items()}
         return state
@@ -155,16 +156,13 @@ class Learner:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave. Raises Fault where it belongs to another model."""
         updated = len(state) > 1  # not before the first optimizer step
-        for name, parameter in self._trained() if updated else ():
+        for name, parameter in self.trained if updated else ():
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             found = {key: state[full].to(parameter.device, copy=True) for key, full in keys.items() if full in state}
             if len(found) < len(keys) or found["exp_avg"].shape != parameter.shape:
                 raise Fault(f"the optimizer state of {name} is not this model's; resume with the model of the run")
             self.optimizer.state[parameter] = found
         self.updates_due, self.nonfinite_in_a_row = state["learner.counters"].tolist()
-
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
 
     def prepare(self, batch: TrainBatch) -> StepState:
         """A batch on the learner's device, with nothing scored yet (NaN)."""

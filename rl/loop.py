@@ -6,6 +6,7 @@ What is saved at the end of step n is all that step n + 1 needs; whatever a cras
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,11 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HARD_STOP = 10.0
-"""A fresh mismatch KL this many times its bound stops the run."""
-
-MAX_MISSING = 1e-3
-"""Share of fresh tokens without a log-probability above which the run stops: what can't be compared isn't trusted."""
+HARD_STOP = 10.0  # a fresh mismatch KL this many times its bound stops the run
+MAX_MISSING = 1e-3  # as does this share of fresh tokens without a logprob: what can't be compared isn't trusted
 
 
 class Trainer:
@@ -58,8 +56,7 @@ class Trainer:
     ) -> None:
         """`replay` is the sample file of a run whose chains are trained on instead of new ones."""
         self.setup, self.config, self.run = setup, setup.config, run
-        self.backend, self.learner, self.progress, self.stop = backend, learner, progress, stop
-        self.replay = replay
+        self.backend, self.learner, self.progress, self.stop, self.replay = backend, learner, progress, stop, replay
         self.scorer = RunScorer(pool, setup, run.audit)
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.version = 0  # of the learner's weights = steps done
@@ -78,26 +75,21 @@ class Trainer:
 
     async def run_all(self) -> None:
         """All steps that are left, then the final evaluation. Whatever stops it, the last whole step is saved."""
+        steps = self.config.train.steps
         try:
-            await self._steps()
+            await self._push()
+            await self._measure()  # the base, or what a stop cut off
+            async with aclosing(RolloutQueue(self.config.pipeline.max_staleness, self._produce, steps)) as queue:
+                for step in range(self.version + 1, steps + 1):
+                    await self._step(step, queue)
+                    self.stop.check()
+            if self.evaluates:
+                await self._evaluate("final", "test", self.config.eval.budgets)
         except Exception as error:
             self.save()
             if isinstance(error, Stopped):
                 raise Stopped(error.signum, f" after step {self.version}, saved in {self.run.path}") from None
             raise
-
-    async def _steps(self) -> None:
-        await self._push()
-        await self._measure()  # the base, or what a stop cut off
-        queue = RolloutQueue(self.config.pipeline.max_staleness, self._produce, last_step=self.config.train.steps)
-        try:
-            for step in range(self.version + 1, self.config.train.steps + 1):
-                await self._step(step, queue)
-                self.stop.check()
-        finally:
-            await queue.aclose()
-        if self.evaluates:
-            await self._evaluate("final", "test", self.config.eval.budgets)
 
     async def _step(self, step: int, queue: RolloutQueue[list[Group]]) -> None:
         began = time.monotonic()
@@ -204,11 +196,6 @@ class Trainer:
 
         self.saved = self.version
         self.progress.phase("saving")
-        save_checkpoint(
-            self.run.checkpoints,
-            self.version,
-            partial(save_model, self.learner.policy, self.config.model.path),
-            self.learner.state_dict(),
-            self.setup.fingerprint,
-            keep=self.config.train.keep_checkpoints,
-        )
+        write = partial(save_model, self.learner.policy, self.config.model.path)
+        state, keep = self.learner.state_dict(), self.config.train.keep_checkpoints
+        save_checkpoint(self.run.checkpoints, self.version, write, state, self.setup.fingerprint, keep)

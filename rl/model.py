@@ -39,15 +39,12 @@ def load_policy(
     path: str | Path, dtype: str, seed: int, attention: str = varlen.NAME, fresh: bool = False
 ) -> tuple[PreTrainedModel, bool]:
     """The model of a local directory, and whether its weights were loaded: without any, or `fresh`, they are random.
-
-    Raises BadInput where the directory, its config or its tokenizer is missing, or a file is broken.
-    """
+    Raises BadInput where the directory, its config or its tokenizer is missing, or a file is broken."""
     config = load_config(path)
     load_tokenizer(path)
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)  # sampler and learner must compute the same function
-    varlen.register()
     loaded = has_weights(path) and not fresh
     if loaded:
         try:
@@ -95,9 +92,7 @@ def has_weights(path: str | Path) -> bool:
 def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: str | Path) -> None:
     """Write a directory that plain transformers and vLLM load: safetensors and config, and the tokenizer files and
     generation_config of the source, copied as they are. A LoRA adapter is merged in, and saved alone in `adapter/`.
-
-    Raises BadInput where the directory can't be written (disk full).
-    """
+    Raises BadInput where the directory can't be written (disk full)."""
     directory = Path(directory)
     generation = model.generation_config
     # A generation_config that transformers finds inconsistent would stop the save; the original is copied below.
@@ -123,10 +118,8 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
 def policy_logprobs(
     model: PreTrainedModel, micro: MicroBatch, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Logprobs and entropies of a micro-batch's rows, [N] and [N]; targets [N] on the model's device.
-
-    The body runs over all T positions, the head only where a sampled token is predicted.
-    """
+    """Logprobs and entropies of a micro-batch's rows, [N] and [N]; targets [N] on the model's device. The body runs
+    over all T positions, the head only where a sampled token is predicted."""
     body = model.base_model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=micro)
     hidden = body.last_hidden_state[0].index_select(0, micro.predictors)
     head = model.get_output_embeddings()
@@ -177,9 +170,7 @@ def add_adapter(
 
 def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
     """The linear layers that `model.lora.targets` names, by their full names; the model may lie on the meta device.
-
-    Raises BadInput for a target that is not there, is no linear layer, or is the head or the embedding.
-    """
+    Raises BadInput for a target that is not there, is no linear layer, or is the head or the embedding."""
     head = model.get_output_embeddings()
     plain = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if lora.targets == "all-linear":

@@ -17,7 +17,6 @@ VOCAB = 32
 
 def small_model(arch: str = "llama", name: str = attention.NAME, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model of two layers, width 32, with wide enough weights for its logits to differ."""
-    attention.register()
     shape: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3,
              "max_position_embeddings": 256, "tie_word_embeddings": True}  # fmt: skip
