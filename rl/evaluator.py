@@ -52,10 +52,7 @@ class Evaluator:
         self._store(label, split, cells, groups)
 
     async def run_patient(self, sampler: Sampler) -> None:
-        """The control base-patient: how much of a gain is patience that any prompt could buy the chains of `base`.
-
-        Every close is taken back until the chain takes its own last attempt for a hit.
-        """
+        """The control base-patient, what patience alone buys: `base`, each close taken back until a hit is claimed."""
         label, setup, template = "base-patient", self.setup, self.setup.template
         if read_cells(self.run, label) is not None:
             return

@@ -43,7 +43,6 @@ class RunProgress(Progress):
         self.phase(f"step {self.done + 1}/{self.total} rollout {finished}/{total}")
 
     def step(self, row: dict[str, Any]) -> None:
-        """One step is done, with these metrics."""
         reward, accuracy = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("reward/mean", "accuracy/pass@1"))
         rate = row["tokens/generated"] / max(row["time/rollout"], 1e-9)
         mismatch = f"mismatch KL {row['mismatch_kl/fresh'] or 0:.1e}"

@@ -1,6 +1,5 @@
 """What came out of a run, from the files that it wrote: the headline figures in summary.json, and in eval/changes.json
-what RL changed beyond accuracy: the anatomy of base and final chains, and what the controls leave of the gain.
-"""
+what RL changed beyond accuracy: the anatomy of base and final chains, and what the controls leave of the gain."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -59,10 +58,7 @@ def write_summary(setup: Setup, run: RunDir) -> None:
 
 
 def write_changes(setup: Setup, run: RunDir) -> tuple[dict[str, Any], list[str]]:
-    """eval/changes.json: {base, final: traits, controls: [cell-like], beyond_patience: paired gain of final}.
-
-    With it, the controls and what is left of the gain in words.
-    """
+    """eval/changes.json, {base, final: traits, controls: [cell-like], beyond_patience: paired gain}, and its words."""
     text_of = setup.template.response_text
     base, final = read_groups(run, "base"), read_groups(run, "final")
     changes: dict[str, Any] = {"base": anatomy(base, text_of), "final": anatomy(final, text_of), "controls": []}

@@ -84,9 +84,7 @@ class CellRow(BaseModel, allow_inf_nan=False):
     outcomes: list[tuple[int, int]] | None = None
 
 
-class EvalFile(BaseModel):
-    """eval/*.json, and what `ponder eval --out` writes."""
-
+class EvalFile(BaseModel):  # eval/*.json, and what `ponder eval --out` writes
     cells: list[CellRow] = Field(min_length=1)
 
 

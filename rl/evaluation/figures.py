@@ -115,6 +115,5 @@ def _new_figure(name: str, axis: TrainAxis | ThinkingAxis) -> tuple[Figure, Plot
 
 
 def _draw_points(plot: Plot, x: Any, accuracies: Sequence[Accuracy], fmt: str = "o", **style: Any) -> None:
-    """At `x` [n], with their intervals."""
     values, (low, high) = np.array([a.value for a in accuracies]), np.array([a.ci95 for a in accuracies]).T
     plot.errorbar(x, values, yerr=[values - low, high - values], fmt=fmt, ms=4, elinewidth=0.8, capsize=2, **style)

@@ -90,7 +90,6 @@ class ThinkingAxis:
 
     @property
     def words(self) -> str:
-        """How many doublings of the budget count for the last policy, and where it is saturated."""
         name, doublings = self.thinkers[-1].name, self.doublings
         if not doublings:
             return f"{name}: no two budgets of which one is twice the other"
@@ -103,8 +102,6 @@ class ThinkingAxis:
         return f"{said}; {where} {self.saturated_at:.0f} tokens: all larger budgets together add {self.tail}"
 
     def to_json(self) -> dict[str, Any]:
-        """As `ponder scaling --json` prints it."""
-
         def row(policy: str, cell: Cell) -> dict[str, Any]:
             place = {"policy": policy, "prompt": cell.prompt, "budget": cell.budget, "tokens": cell.tokens}
             return place | cell.accuracy.to_json()

@@ -130,7 +130,6 @@ class TrainAxis:
 
     @property
     def words(self) -> str:
-        """What the training axis shows, how well its first half foretold the second, and what holds it back."""
         first, last = self.accuracies[0].value, self.accuracies[-1].value
         said = [f"{first:.2f} to {last:.2f} over {self.compute[-1]:.3g} {UNITS[self.x]}, {len(self.points)} points"]
         if self.slope is not None:
@@ -147,7 +146,6 @@ class TrainAxis:
         return "; ".join(said)
 
     def to_json(self) -> dict[str, Any]:
-        """As `ponder scaling --json` prints it."""
         points = [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points]
         found: dict[str, Any] = {"run": self.name, "x": self.x, "points": points, "fit": None}
         if self.prediction is not None:
@@ -218,12 +216,9 @@ def resample_scattered(
 
 
 def name_bottleneck(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
-    """What may hold training back, the farthest past its threshold first; `none seen` where nothing is.
+    """What may hold training back in the last third of steps, farthest past its threshold first, or `none seen`."""
 
-    Judged by means over the last third of a run's steps; NaN, which reaches no threshold, where nothing was logged.
-    """
-
-    def mean(rows: Sequence[Row], key: str) -> float:
+    def mean(rows: Sequence[Row], key: str) -> float:  # NaN, which reaches no threshold, where nothing was logged
         values = np.array([row.get(key) for row in rows], dtype=float)
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rewards.errors import BadInput
 from rl.evaluator import headline
-from rl.report import numbers
+from rl.report import figures
 from rl.report.figures import BEHAVIOUR, PANELS, STYLE, draw_axes, draw_levels, draw_panels
 from rl.report.record import find_examples, read_record
 from rl.rundir import write_atomic
@@ -38,7 +38,7 @@ def render(record: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(numbers, name) for name in ("number", "si", "share", "points", "duration")}
+    environment.filters |= {name: getattr(figures, name) for name in ("number", "si", "share", "points", "duration")}
     config, rows = record["config"], record["rows"]
     bound = config.mismatch_bound if config else None
     return environment.get_template("page.html.j2").render(

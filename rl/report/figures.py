@@ -1,7 +1,5 @@
-"""Figures that live in the page: matplotlib draws them in stand-in colours, which become CSS variables in the SVG.
-
-So they follow light and dark mode; text stays text in the page's own font.
-"""
+"""Figures that live in the page: drawn in stand-in colours, which become CSS variables in the SVG, so that they follow
+light and dark mode; text stays text in the page's own font. And numbers as a reader wants them."""
 
 import io
 import math
@@ -16,19 +14,23 @@ import numpy as np
 import yaml
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from rewards.errors import BadInput
 from rl.evaluation import figures
 from rl.evaluation.axes import read_axes
 from rl.metrics import Row
-from rl.report.numbers import number
 
 COLOURS = figures.COLOURS | {"ink": "#0a0b00", "muted": "#0a0b01", "line": "#0a0b02"}
 """Variable of page.css -> what stands for it in a figure (and in page.mplstyle)."""
 
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("page.mplstyle"), use_default_template=False)
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
+THIN = "\u202f"  # between a number and its unit: a line never breaks there
 
 
 def to_svg(figure: Figure, name: str, label: str) -> Markup:
@@ -138,15 +140,47 @@ def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | Non
 
 
 def column(rows: Sequence[Row], key: str, most: int = 400) -> NDArray[np.float64]:
-    """A metric over the steps, NaN where there is none; "a per b" divides one by another.
-
-    [at most `most`]: more are averaged in runs of equal length, as a page can't show them, and would grow with them.
-    """
+    """A metric over the steps, [at most `most`], NaN where there is none; "a per b" divides one by another."""
     over, _, under = key.partition(" per ")
     values = np.array([row.get(over) for row in rows], dtype=float)
-    starts = np.arange(0, len(values), math.ceil(len(values) / most) or 1)
+    starts = np.arange(0, len(values), math.ceil(len(values) / most) or 1)  # means of runs: a page can't show more
     with np.errstate(divide="ignore", invalid="ignore"):
         if under:
             values /= np.array([row.get(under) for row in rows], dtype=float)
         known = np.isfinite(values)
         return np.add.reduceat(np.where(known, values, 0.0), starts) / np.add.reduceat(known.astype(float), starts)
+
+
+def number(value: Any) -> str:
+    """At most three significant digits (1,234, 12.3, 0.0123), powers of ten where they are shorter, a dash for none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    size, power = abs(value), ""
+    digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
+    text = f"{value:,.{digits}f}"
+    if size and not 1e-4 <= size < 1e6:
+        text, exponent = f"{value:.1e}".split("e")
+        power = f" {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", MINUS) + power
+
+
+def si(value: float, unit: str = "") -> str:
+    """A quantity with the prefix that leaves one to three digits before the point: 466 GFLOP, 20.3 k."""
+    return EngFormatter(unit, sep=THIN, useMathText=False)(float(f"{value:.3g}"))
+
+
+def share(value: float | None) -> str:
+    """A share of one in percent."""
+    return NONE if value is None else f"{number(100 * value)}{THIN}%"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies in percentage points."""
+    return f"{100 * value:+.1f}".replace("-", MINUS)
+
+
+def duration(seconds: float) -> str:
+    """A span of time in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{THIN}h {minutes}{THIN}min" if hours else f"{minutes}{THIN}min {rest}{THIN}s"

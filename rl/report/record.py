@@ -113,11 +113,8 @@ def pick_examples(pairs: dict[str, list[Pair]]) -> list[tuple[str, Problem, Chai
 
 
 def read_side(chain: Chain, template: Template) -> dict[str, Any]:
-    """A scored chain as text: {chain, thinking, answer: as the verifier reads it, None = never closed}.
-
-    One of a model that doesn't think is all answer. What models write is hostile: the page escapes it.
-    """
+    """A scored chain as text, hostile: {chain, thinking, answer: as the verifier reads it, None = never closed}."""
     text = template.response_text(chain)
-    answer = after_thinking(text) if template.think else text
+    answer = after_thinking(text) if template.think else text  # of a model that doesn't think, all
     thinking = text.removesuffix(answer or "").removesuffix(CLOSE).replace(OPEN, "")
     return {"chain": chain, "thinking": thinking.strip(), "answer": None if answer is None else answer.strip()}

@@ -16,7 +16,7 @@ from markupsafe import escape
 from rewards.errors import BadInput
 from rl.config import read_yaml
 from rl.report.build import build_report, printable, render
-from rl.report.numbers import points
+from rl.report.figures import points
 from rl.report.record import read_record
 from rl.rundir import RunDir
 from tests.rl.report.conftest import HOSTILE

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.report.numbers import NONE, SUPERSCRIPTS, THIN, duration, number, points, share, si
+from rl.report.figures import NONE, SUPERSCRIPTS, THIN, duration, number, points, share, si
 
 UP = str.maketrans({chr(new): chr(old) for old, new in SUPERSCRIPTS.items()})
 
