@@ -1,9 +1,9 @@
-"""What samples for a run, behind one interface: vLLM servers (started here or elsewhere), or transformers in-process.
-
-The contract that all keep: whoever has just (re)started is pushed to before its first request.
+"""What samples for a run: vLLM servers (started here or elsewhere), or transformers in-process. Whichever it is, what
+has just (re)started is pushed to before its first request.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -147,19 +147,18 @@ class RemoteBackend(ServedBackend):
                 await control.health()
                 await control.weight_version()  # asks for the key, unlike /health
             except (ServerDown, Fault) as error:
-                down, wrong = "start it with `ponder serve`", f"{KEY_VARIABLE} must be what `ponder serve` printed"
-                cure = down if isinstance(error, ServerDown) else wrong
+                wrong = f"{KEY_VARIABLE} must be what `ponder serve` printed"
+                cure = "start it with `ponder serve`" if isinstance(error, ServerDown) else wrong
                 raise BadInput(f"rollout.servers: {error}; {cure}") from None
 
     async def recover(self, reason: str) -> None:
         """Wait for a restarted server; who restarts it is not our business."""
         for _ in range(REMOTE_WAITS):
-            try:
+            with contextlib.suppress(ServerDown, Fault):
                 for control in self.controls:
                     await control.health()
                 return
-            except (ServerDown, Fault):
-                await asyncio.sleep(5)
+            await asyncio.sleep(5)
         raise Fault(f"rollout.servers={self.urls} did not come back within {5 * REMOTE_WAITS} s ({reason})")
 
 

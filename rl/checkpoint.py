@@ -24,8 +24,6 @@ Tensors = dict[str, Any]  # torch loads with the first of them
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One verified checkpoint."""
-
     path: Path
     step: int
 

@@ -85,11 +85,11 @@ def run_selftest(config: Config, as_json: bool = False) -> bool:
     config = override_config(config, ["train.steps=2", "train.learning_rate=0.0", "objective.kl_weight=0.0"])
     setup = widen(prepare(config))
     with tempfile.TemporaryDirectory(prefix="ponder-selftest-") as scratch:
-        report = asyncio.run(_run(setup, RunDir(Path(scratch))))
+        report, bound = asyncio.run(_run(setup, RunDir(Path(scratch))))
     if as_json:
         print(json.dumps(asdict(report) | {"ok": not report.reasons}, indent=1))
         return not report.reasons
-    table, bound = Table("check", "figure", "wanted"), parity_bound(config)
+    table = Table("check", "figure", "wanted")
     for when, gaps in report.gaps.items():
         for kind, at_temperatures in gaps.items():
             figures = ", ".join(f"{gap:.1e}" for gap in at_temperatures)
@@ -116,15 +116,16 @@ def widen(setup: Setup) -> Setup:
     return replace(setup, context=min(max(setup.context, LONG_PROMPT + TOKENS), limit))
 
 
-async def _run(setup: Setup, run: RunDir) -> Report:
+async def _run(setup: Setup, run: RunDir) -> tuple[Report, float]:
     learner = build_learner(setup.config)  # first, so that a bad model directory is refused before a server starts
     with RunProgress(total=2) as progress:
         async with contextlib.aclosing(choose_backend(setup, run)) as backend:
             await backend.check()
             await backend.start(progress.waiting)
             progress.phase("comparing")
+            selftest = Selftest(setup, backend, learner)
             try:
-                return await Selftest(setup, backend, learner).run()
+                return await selftest.run(), selftest.bound
             except ServerDown as error:
                 raise Fault(f"the selftest lost its server: {error}") from None
 
@@ -135,7 +136,9 @@ class Selftest:
     def __init__(self, setup: Setup, backend: Backend, learner: Learner) -> None:
         self.setup, self.backend, self.learner = setup, backend, learner
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
-        self.bound = parity_bound(setup.config)
+        half, path = setup.config.model.dtype == "bfloat16", setup.config.model.path
+        # of mean |server - learner|, nats
+        self.bound = 0.02 if half else 1e-5 if count_parameters(path) < 10_000_000 else 1e-4
         self.prompts = [setup.template.encode(problem.prompt) for problem in setup.problems(1)[:CHAINS]]
         self.short_prompt = self.prompts[0][-SHORT_PROMPT:]
         self.version = -1
@@ -168,7 +171,15 @@ class Selftest:
         report.gaps = {"before": before, "after": after}
         report.parity_before, report.parity_after = worst(before.values()), worst(after.values())
         report.unpushed_seen = least > 2 * self.bound
-        await self._explain(before, unpushed, after)
+        first, then = diagnose(before, self.bound), diagnose(after, self.bound)
+        new = then if then != first else None  # each cause that the figures show is named once
+        for when, cause, gaps in (("on the same weights", first, before), ("after a push", new, after)):
+            if cause == "everything":
+                moved = np.abs(np.subtract(after["short"], unpushed["short"])).max() > self.bound
+                cause = "push" if not moved else "head" if not await self._head_follows() else cause
+            if cause is not None:
+                figures = {kind: worst(each) for kind, each in gaps.items()}
+                report.reasons.append(f"{when}: {CAUSES[cause].format(**figures)}")
         report.require(
             not least <= 2 * self.bound,
             f"a change that was not pushed shows {least:.1e} only: the sampler follows the learner "
@@ -194,10 +205,15 @@ class Selftest:
         await self.push()
 
     async def measure(self) -> Gaps:
-        """How far server and learner are apart on freshly decoded tokens."""
+        """How far server and learner are apart on fresh tokens behind short prompts, a new long one and a known one."""
+        words = sorted({token for prompt in self.prompts for token in prompt})
+        starts = [self.prompts[i % len(self.prompts)][-SHORT_PROMPT:] for i in range(CHAINS)]
+        length = min(LONG_PROMPT, self.setup.context - TOKENS)
         gaps: Gaps = {"short": [], "long": [], "repeated": []}
         for temperature in TEMPERATURES:
-            self.chains = await self._sample(temperature)
+            ends = (rng.choices(words, k=length) for rng in (random.Random(), random.Random(0)))
+            prompts = enumerate([*starts, *ends])
+            self.chains = await gather_all(self._decode(p, TOKENS, (), seed, temperature) for seed, p in prompts)
             *short, long, repeated = self._distances(self.chains, temperature)
             for each, gap in zip(gaps.values(), (worst(short), long, repeated), strict=True):
                 each.append(gap)
@@ -208,15 +224,6 @@ class Selftest:
         learner = self.learner.score_logprobs(chains, temperature)
         server = [np.asarray(chain.sampler_logprobs)[chain.prompt_len :] for chain in chains]
         return [float(np.abs(a.numpy() - b).mean()) for a, b in zip(learner, server, strict=True)]
-
-    async def _sample(self, temperature: float) -> list[Chain]:
-        """Short prompts, a long one that is new each time, and one that is the same each time."""
-        words = sorted({token for prompt in self.prompts for token in prompt})
-        short = [self.prompts[i % len(self.prompts)][-SHORT_PROMPT:] for i in range(CHAINS)]
-        length = min(LONG_PROMPT, self.setup.context - TOKENS)
-        new, same = (rng.choices(words, k=length) for rng in (random.Random(), random.Random(0)))
-        prompts = enumerate([*short, new, same])
-        return await gather_all(self._decode(prompt, TOKENS, (), seed, temperature) for seed, prompt in prompts)
 
     async def _decode(self, prompt: list[int], *sampling: Any) -> Chain:
         params = SamplingParams(*sampling)  # tokens, stop ids, seed, temperature
@@ -235,18 +242,6 @@ class Selftest:
             if np.mean([(a - b).abs().mean() for a, b in zip(old, new, strict=True)]) > 5 * self.bound:
                 return True
         return False
-
-    async def _explain(self, before: Gaps, unpushed: Gaps, after: Gaps) -> None:
-        """A reason for each cause that the figures show, once."""
-        first, then = diagnose(before, self.bound), diagnose(after, self.bound)
-        new = then if then != first else None
-        for when, cause, gaps in (("on the same weights", first, before), ("after a push", new, after)):
-            if cause == "everything":
-                moved = np.abs(np.subtract(after["short"], unpushed["short"])).max() > self.bound
-                cause = "push" if not moved else "head" if not await self._head_follows() else cause
-            if cause is not None:
-                figures = {kind: worst(each) for kind, each in gaps.items()}
-                self.report.reasons.append(f"{when}: {CAUSES[cause].format(**figures)}")
 
     async def _head_follows(self) -> bool:
         """Whether the sampler's answers change when a push changes nothing but the output head."""
@@ -334,13 +329,6 @@ def diagnose(gaps: Gaps, bound: float) -> str | None:
 def worst(values: Iterable[Any]) -> float:
     """The largest of numbers, or of lists of them; NaN where there is one, which Python's max may lose."""
     return float(np.max(list(values)))
-
-
-def parity_bound(config: Config) -> float:
-    """Bound of mean |difference| by dtype and size, nats."""
-    if config.model.dtype == "bfloat16":
-        return 0.02
-    return 1e-5 if count_parameters(config.model.path) < 10_000_000 else 1e-4
 
 
 @contextlib.contextmanager

@@ -21,10 +21,8 @@ from rollout.control import ServerControl
 
 Manifest = list[tuple[str, str, tuple[int, ...]]]
 
-# torch dtype name -> (safetensors name, bytes an element)
-DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
-# Parts of names that wrappers add: activation checkpointing, DDP, torch.compile, LoRA
-WRAPPERS = {"_checkpoint_wrapped_module", "module", "_orig_mod", "base_layer"}
+DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}  # safetensors' name, bytes
+WRAPPERS = {"_checkpoint_wrapped_module", "module", "_orig_mod", "base_layer"}  # checkpointing, DDP, compile, LoRA
 
 
 class WeightSource(Protocol):
@@ -128,16 +126,13 @@ def hf_name(name: str) -> str:
 
 @contextlib.contextmanager
 def weights_file(directory: Path, source: WeightSource, version: int) -> Iterator[Path]:
-    """The weights as a safetensors file that exists as long as the block runs; BadInput where the disk refuses.
-
-    The lock that marks it as in use goes with its process, also by kill -9; the next push then removes the file.
-    """
+    """The weights as a safetensors file that exists as long as the block runs; BadInput where the disk refuses."""
     path = directory / f"ponder-{secrets.token_hex(4)}-v{version}.safetensors"
     with contextlib.ExitStack() as stack:
         stack.callback(path.unlink, missing_ok=True)
         try:
             file = stack.enter_context(path.open("xb"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)  # goes with the process, also by kill -9: see FilePush.push
             write_safetensors(file, source)
         except OSError as error:
             raise BadInput(f"sync.dir={directory} can't be written: {error.strerror}; choose another one") from error

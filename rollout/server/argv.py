@@ -18,7 +18,6 @@ _PASSED = """
     CUDA_HOME CUDA_PATH CUDA_DEVICE_ORDER CUDNN_PATH NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES
     HF_HOME XDG_CACHE_HOME XDG_CONFIG_HOME VLLM_CACHE_ROOT VLLM_LOGGING_LEVEL
     """
-_PASSED_PREFIXES = ("LC_", "NCCL_")  # NCCL settings must be the same on both sides of a weight push
 
 # Raw logprobs would ignore the temperature; a model's generation_config.json would set sampling fields behind the
 # client's back; without --enable-scale-out the route that takes and gives token ids answers 403.
@@ -42,8 +41,6 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """One vLLM server on this machine."""
-
     model: str  # a model directory
     dtype: str  # float32 | bfloat16
     max_model_len: int  # tokens, prompt and completion together
@@ -88,5 +85,5 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
 
 def server_env(base_env: Mapping[str, str], additions: Mapping[str, str]) -> dict[str, str]:
     """The server's whole environment: what `_PASSED` lets through of the launcher's, and the additions."""
-    names = _PASSED.split()
-    return {k: v for k, v in base_env.items() if k in names or k.startswith(_PASSED_PREFIXES)} | dict(additions)
+    names, prefixes = _PASSED.split(), ("LC_", "NCCL_")  # NCCL's must be the same on both sides of a weight push
+    return {k: v for k, v in base_env.items() if k in names or k.startswith(prefixes)} | dict(additions)

@@ -19,8 +19,6 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One machine, as this process may use it."""
-
     cores: int  # logical cores this process may run on
     memory_gb: float  # total, GiB
     gpus: tuple[Gpu, ...] = ()
@@ -30,14 +28,10 @@ class Hardware:
 
 def probe() -> Hardware:
     """Ask the operating system and nvidia-smi for what this process may use."""
-    return Hardware(
-        # Not cpu_count(): a container or a launcher may have pinned us to fewer.
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-        gpus=_gpus(),
-        arch=platform.machine(),
-        system=platform.system(),
-    )
+    # Not cpu_count(): a container or a launcher may have pinned us to fewer.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory_gb = round(psutil.virtual_memory().total / 2**30, 1)
+    return Hardware(cores, memory_gb, _gpus(), arch=platform.machine(), system=platform.system())
 
 
 def stated_hardware(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) -> Hardware:
@@ -69,10 +63,7 @@ def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) 
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where nvidia-smi is missing or fails.
-
-    They are named by number or by the start of a UUID; as for CUDA, none counts after an unknown one.
-    """
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where nvidia-smi is missing or fails."""
     query = ["nvidia-smi", "--query-gpu=uuid,memory.total,name", "--format=csv,noheader,nounits"]
     try:
         out = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -83,7 +74,7 @@ def _gpus() -> tuple[Gpu, ...]:
     found = {uuid: Gpu(name, round(float(memory) / 1024, 1), i) for i, uuid, memory, name in rows}
     if (wanted := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
         return tuple(found.values())
-    chosen: list[Gpu] = []
+    chosen: list[Gpu] = []  # named by number or by the start of a UUID; as for CUDA, none after an unknown one
     for name in map(str.strip, wanted.split(",")):
         match = [gpu for uuid, gpu in found.items() if name == gpu.id or (name[:4] == "GPU-" and uuid.startswith(name))]
         if not match:

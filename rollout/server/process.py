@@ -26,7 +26,6 @@ from rollout.server.hardware import Hardware
 from rollout.server.middleware import KEY_VARIABLE
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-STOP_TIMEOUT = 8.0  # seconds; the supervisor itself needs 5 at most
 # An exception's own line, perhaps behind vLLM's "(EngineCore pid=7) ERROR 11-24 08:59:02 [core.py:1510] ".
 _EXCEPTION = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\[]*\[[^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)")
 
@@ -58,17 +57,9 @@ class ServerProcess:
 
     @classmethod
     async def start(
-        cls,
-        spec: ServerSpec,
-        *,
-        log: Path,
-        key: str,
-        hardware: Hardware,
-        owned_dirs: Sequence[Path] = (),
-        timeout: float = 600.0,
-        on_wait: Callable[[float, str], None] | None = None,
-        argv: Sequence[str] | None = None,
-    ) -> Self:
+        cls, spec: ServerSpec, *, log: Path, key: str, hardware: Hardware, owned_dirs: Sequence[Path] = (),
+        timeout: float = 600.0, on_wait: Callable[[float, str], None] | None = None, argv: Sequence[str] | None = None,
+    ) -> Self:  # fmt: skip
         """Start a server and wait for its /health.
 
         `owned_dirs` are made here and removed when the server is stopped or this process dies. `on_wait` gets the
@@ -118,7 +109,7 @@ class ServerProcess:
     async def stop(self) -> None:
         """End the server and everything below it; returns within 10 s whatever they do. May be called again."""
         self._pipe.close()
-        deadline = time.monotonic() + STOP_TIMEOUT
+        deadline = time.monotonic() + 8.0  # the supervisor itself needs 5 at most
         while self._supervisor.poll() is None and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         if self._supervisor.poll() != 0:  # it hung or was killed; the family is (mostly) the group that it led

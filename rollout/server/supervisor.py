@@ -1,9 +1,7 @@
 """The process between the trainer and the server: whatever dies first, and however, nothing is left behind.
 
-usage: supervisor.py [--owned=DIRECTORY …] -- COMMAND …
-
-On stdout: the server's pid, then `exit STATUS` when it is dead, and all that it started with it. When the trainer is
-gone or closes the pipe, the directories go, too. Why it is as it is: docs/decisions/server-process.md.
+usage: supervisor.py [--owned=DIRECTORY …] -- COMMAND …; on stdout the server's pid, then `exit STATUS` when it is dead.
+When the trainer is gone or closes the pipe, the directories go, too. Why so: docs/decisions/server-process.md.
 """
 
 import contextlib
@@ -22,8 +20,7 @@ SHM = "/dev/shm"
 TERM_GRACE = 2.5  # seconds between SIGTERM and SIGKILL
 KILL_GRACE = 1.0  # seconds for the killed to be gone, and again for multiprocessing's tracker to unlink what they left
 SCAN_EVERY = 2.0  # seconds between looks at the family's shared memory (a look takes 10 ms)
-SCAN_EARLY = 0.25  # the same while the server starts, which is when it makes its shared memory
-STARTING = 180.0  # seconds that count as starting
+SCAN_EARLY, STARTING = 0.25, 180.0  # the same for so many seconds, in which the server makes its shared memory
 
 
 def main() -> None:

@@ -22,16 +22,12 @@ def register() -> None:
 
 @dataclass
 class FileInitInfo(base.WeightTransferInitInfo):
-    """The learner's sync directory, to be told early when the server can't see it."""
-
-    directory: str
+    directory: str  # the learner's, to be told early when the server can't see it
 
 
 @dataclass
 class FileUpdateInfo(base.WeightTransferUpdateInfo):
-    """A safetensors file of HF names and full shapes inside PONDER_SYNC_DIR."""
-
-    path: str
+    path: str  # of a safetensors file of HF names and full shapes inside PONDER_SYNC_DIR
 
 
 class FileEngine(base.WeightTransferEngine[FileInitInfo, FileUpdateInfo]):

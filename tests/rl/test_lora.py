@@ -274,7 +274,7 @@ async def test_the_selftest_changes_each_layer_alone_and_names_one_that_does_not
     backend = Backend(setup, forgotten=f"{lost}.weight")
     selftest = Selftest(setup, backend, learner)
     await selftest.push()
-    selftest.chains = await selftest._sample(1.0)
+    await selftest.measure()
     await selftest.check_modules()
     await backend.aclose()
     (reason,) = selftest.report.reasons
@@ -292,7 +292,7 @@ async def test_an_adapter_that_the_learner_ignores_is_dead(model_path: Path) -> 
     backend = Backend(setup)
     selftest = Selftest(setup, backend, learner)
     await selftest.push()
-    selftest.chains = await selftest._sample(1.0)
+    await selftest.measure()
     await selftest.check_modules()
     await backend.aclose()
     assert any("model.layers.0.mlp.up_proj can change" in reason for reason in selftest.report.reasons)
