@@ -1,7 +1,6 @@
 """Where a response states its final answer. Strict: no answer is better than a guessed one.
 
-Every finder is linear in the response's length: a megabyte of half-open boxes must not cost a second.
-"""
+Every finder is linear in the response's length: a megabyte of half-open boxes must not cost a second."""
 
 import re
 
@@ -33,9 +32,7 @@ def final_answer(response: str) -> str | None:
 
 def final_answers(response: str) -> list[str]:
     r"""The different final answers of the last sentence that states one; more than one is a hedge.
-
-    In this order: `\boxed{x}`, `<answer>x</answer>`, `#### x`, "the answer is x", a bare last line.
-    """
+    In this order: `\boxed{x}`, `<answer>x</answer>`, `#### x`, "the answer is x", a bare last line."""
     text = after_thinking(response) or ""
     for find in (_boxes, _TAGGED, _HASHED, _STATED, _bare_line):
         spans = [match.span(1) for match in find.finditer(text)] if isinstance(find, re.Pattern) else find(text)

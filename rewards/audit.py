@@ -29,9 +29,7 @@ def chosen(chain_id: str, share: float) -> bool:
 
 def second_opinion(response: str, problem: Problem) -> bool | None:
     """Whether the response is right as math-verify alone reads it; None where it can't read the reference.
-
-    Words, which it would take for products of letters, are compared without case and punctuation.
-    """
+    Words, which it would take for products of letters, are compared without case and punctuation."""
     text, reference = response.rpartition(CLOSE)[2][-TAIL:], as_text(problem.answer)
     if not _MATHS.search(reference):  # the last box, else what stands behind the last colon or "is" of the last line
         said = (boxed(text) or _SAID.split(text.rstrip().rpartition("\n")[2]))[-1]

@@ -22,7 +22,6 @@ _ALONE = re.compile(r"(?<![\w'])[A-Z](?![\w'])", re.ASCII)
 
 def choice(response: str, problem: Problem) -> Score:
     """Whether the final answer is the option whose letter is `problem.answer`; the options' texts are meta's `choices`.
-
     Without `choices` only letters are read. Raises BadInput for choices that are no list, and an answer that is none.
     """
     options, reference = problem.meta.get("choices") or [], _LETTER.fullmatch(str(problem.answer).strip())

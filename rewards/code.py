@@ -1,8 +1,7 @@
 """Python programs, judged by running them: the last fenced block against tests, each in a fresh sandbox.
 
 What is expected never enters the sandbox; what comes out is compared outside, as text or as JSON: an object that calls
-itself equal to everything is no value at all. What this covers, and what not: docs/decisions/code-sandbox.md.
-"""
+itself equal to everything is no value at all. What this covers, and what not: docs/decisions/code-sandbox.md."""
 
 import json
 import re
@@ -24,11 +23,9 @@ _FENCE = re.compile(r"([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([^`\s]*+)[^`]*+")
 
 class Code:
     """The reward `code`, and a factory: `{use: code, args: {partial: true}}`.
-
     partial: the value is the share of tests passed, else the first failure ends it with 0; correct is only what passes
     all. `limits` are those of a test (rewards.sandbox.Limits); total_limit: seconds for all, twice as much by default.
-    Raises BadInput where no sandbox works (tried, once), unless allow_unsandboxed.
-    """
+    Raises BadInput where no sandbox works (tried, once), unless allow_unsandboxed."""
 
     def __init__(
         self, partial: bool = False, total_limit: float = 0, allow_unsandboxed: bool = False, **limits: Any
@@ -102,9 +99,7 @@ def read_tests(problem: Problem) -> list[Case]:
 
 def last_program(response: str) -> str | None:
     """The last fenced block of Python after the thinking, or the last unmarked one where no block is marked at all.
-
-    None where there is none, where it is empty or over a megabyte, or where a block of Python is never closed.
-    """
+    None where there is none, where it is empty or over a megabyte, or where a block of Python is never closed."""
     blocks, opened, body = list[tuple[str, str]](), None, list[str]()
     for line in (after_thinking(response) or "").split("\n"):
         bare = line.strip()

@@ -14,10 +14,8 @@ from rewards.types import Extras, Problem, Score
 
 class Composite:
     """Judges a response by every part, and combines their values.
-
     A part in error makes the whole an error, one that is rejected makes it rejected; one that is skipped is left out,
-    and skips the whole where it is the primary. What the length cap cut goes to the parts that judge such a thing.
-    """
+    and skips the whole where it is the primary. What the length cap cut goes to the parts that judge such a thing."""
 
     takes_extras = True
 
@@ -53,7 +51,6 @@ class Composite:
 
 def weighted(parts: dict[str, Any], primary: str | None = None, partial: bool = False) -> Composite:
     """The sum of weight x value over `parts`, {name: {reward, weight}}; the first is `primary` unless another is named.
-
     Without `partial` a primary that is not correct adds nothing above 0. Raises BadInput for parts that make no sense.
     """
     if not isinstance(parts, dict):

@@ -33,8 +33,7 @@ def slots(grid: list[str]) -> list[tuple[tuple[int, int], ...]]:
 
 def poem(response: str, problem: Problem) -> Score:
     """Whether a poem keeps the rules in `meta`: lines, and as asked words, acrostic, syllables (of each line), rhyme
-    (ABAB). Every word must be in the pronouncing dictionary: of others nobody can tell the syllables.
-    """
+    (ABAB). Every word must be in the pronouncing dictionary: of others nobody can tell the syllables."""
     syllables([""])  # loads the dictionary in the pool's warm-up call, not on the clock of the first item
     answer = read_answer(response, problem)
     return _score(answer, next(_faults(answer or "", problem.meta), ""))

@@ -23,10 +23,8 @@ class NotAnExpression(ValueError):
 
 def countdown(response: str, problem: Problem) -> Score:
     """Whether the final answer uses each of `numbers` exactly once and equals `target` (both in problem.meta).
-
     Any valid expression counts, not only the reference; `= target` may follow it. Raises KeyError for a problem
-    without numbers and target.
-    """
+    without numbers and target."""
     numbers, target = problem.meta["numbers"], problem.meta["target"]
     answer = final_answer(response)
     if answer is None:

@@ -23,7 +23,6 @@ def format(response: str, problem: Problem) -> Score:
 
 def citation(response: str, problem: Problem) -> Score:
     """Whether the answer is right and quoted: every quotation is verbatim, and one holds the evidence.
-
     Reads `documents` (list, cited as [1], [2], …; or {id: text}) and `evidence` (text or list; null: the answer) from
     `meta`. A quotation stands for the sentence that it is in, if it is in one only. Raises BadInput without documents.
     """

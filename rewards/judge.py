@@ -21,9 +21,7 @@ def judge(
     run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run,
 ) -> Score:
     """The verdict of a sync or async reward (which `run` runs); an exception inside it becomes status `error`.
-
-    Raises BadInput, and MemoryError and RecursionError, which the pool counts as limits that the text hit.
-    """
+    Raises BadInput, and MemoryError and RecursionError, which the pool counts as limits that the text hit."""
     if truncated and not getattr(reward, "scores_truncated", False):
         return Score(0.0, False, "truncated", detail="cut by the length cap")
     more = (replace(extras or Extras(), truncated=truncated),) if getattr(reward, "takes_extras", False) else ()

@@ -1,8 +1,7 @@
 r"""Mathematics in LaTeX or plain text as a small tree of tuples. Our own grammar: bounded, and it runs nothing.
 
 Leaves: ("n", value, decimals), ("s", name), ("pi",), ("e",), ("i",), ("inf",). Expressions: (operation, *arguments),
-relations and "union" among them. Structures: ("list" | "set" | "()" | "[)" | …, *items), ("matrix", *rows).
-"""
+relations and "union" among them. Structures: ("list" | "set" | "()" | "[)" | …, *items), ("matrix", *rows)."""
 
 import re
 from fractions import Fraction

@@ -8,9 +8,7 @@ from rewards.types import Extras, Problem, Score
 
 def _counted(value: Callable[[int, Problem], float]) -> Callable[..., Score]:
     """A reward from the value of a number of thinking tokens: the rollout's count, else `thinking_tokens` in meta.
-
-    Where no one counted, as for gold answers, it is skipped. Raises BadInput for a count that is none.
-    """
+    Where no one counted, as for gold answers, it is skipped. Raises BadInput for a count that is none."""
 
     def reward(response: str, problem: Problem, extras: Extras | None = None) -> Score:
         told = extras.thinking_tokens if extras else None

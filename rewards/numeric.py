@@ -1,7 +1,6 @@
 """A number with its unit: exact rationals, units through pint, and no tolerance but the problem's.
 
-What a model wrote reaches pint only as names, one-digit exponents and * / ( ): its parser would work out `9**9**9`.
-"""
+What a model wrote reaches pint only as names, one-digit exponents and * / ( ): its parser would work out `9**9**9`."""
 
 import re
 import unicodedata
@@ -51,10 +50,8 @@ _ALIASES = {"%": "percent", "‰": "permille", "rev": "turn", "amps": "ampere", 
 
 def numeric(response: str, problem: Problem) -> Score:
     """Whether the final answer is the reference quantity, in any compatible unit.
-
     Reads rel_tol, abs_tol, sig_figs (one that holds is enough; none: exactly equal) and unit from `meta`: bare numbers
-    are in `unit`, abs_tol too. Raises BadInput for a reference, unit or tolerance that can't be read.
-    """
+    are in `unit`, abs_tol too. Raises BadInput for a reference, unit or tolerance that can't be read."""
     asked = problem.meta.get("unit")
     unit = read_unit(tidy(str(asked or "")))
     reference = None if unit is None else read(tidy(as_text(problem.answer)), unit)

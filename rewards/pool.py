@@ -1,8 +1,7 @@
 """Worker processes that score responses under hard limits of time and memory.
 
 An item that makes a verifier hang, bloat or die is tried once more, alone in a fresh worker that was kept warm for it;
-when that one is hit too, it is `rejected` and the pool goes on. What comes back is JSON, never a pickle.
-"""
+when that one is hit too, it is `rejected` and the pool goes on. What comes back is JSON, never a pickle."""
 
 import asyncio
 import contextlib
@@ -105,9 +104,7 @@ class Worker:
 
 async def finishes(task: asyncio.Task[Any], limit: float) -> bool:
     """Whether the task ends within `limit` seconds of a loop that runs.
-
-    The clock goes in ticks, and something that blocks the loop counts as one: a busy trainer makes no item late.
-    """
+    The clock goes in ticks, and something that blocks the loop counts as one: a busy trainer makes no item late."""
     for _ in range(10):
         if (await asyncio.wait({task}, timeout=limit / 10))[0]:
             return True
@@ -119,10 +116,8 @@ Slot = asyncio.Task[Worker]  # a place for a worker, which may still be starting
 
 class RewardPool(contextlib.AbstractAsyncContextManager["RewardPool"]):
     """Scores responses in `workers` processes; spares are kept warm beside them, one for every four.
-
     time_limit: seconds an item may take, unless its reward says so itself (`item_limit`). memory_gb: address space a
-    worker may add to what the loaded rewards take. load_limit: seconds a reward may take to load.
-    """
+    worker may add to what the loaded rewards take. load_limit: seconds a reward may take to load."""
 
     def __init__(
         self, workers: int = 2, time_limit: float = 1.0, memory_gb: float = 1.0, load_limit: float = 60.0
@@ -158,10 +153,8 @@ class RewardPool(contextlib.AbstractAsyncContextManager["RewardPool"]):
         extras: Extras | None = None,
     ) -> tuple[Score, float]:
         """The verdict on a response, with the chain's id, and the seconds that workers spent on it.
-
         Without a spec, the problem's own reward judges. Limits and failures are statuses. Raises BadInput where
-        the reward does not load or lacks an input, Fault where no worker starts.
-        """
+        the reward does not load or lacks an input, Fault where no worker starts."""
         spec = problem.reward if spec is None else spec
         if spec is None:
             raise BadInput(f"problem {problem.id!r} has no reward; name one in `reward:`")

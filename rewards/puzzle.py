@@ -1,8 +1,7 @@
 """reasoning-gym's puzzles: is the answer fully right? puzzles.yaml has a line for each data set.
 
 The library's own scorers are called only behind a strict pattern, and never where they execute the answer or can be
-gamed; such data sets, and all that compare texts or numbers, are judged here.
-"""
+gamed; such data sets, and all that compare texts or numbers, are judged here."""
 
 import functools
 import json
@@ -58,10 +57,8 @@ class Case(NamedTuple):
 @dataclass(frozen=True)
 class Puzzle:
     """Whether the final answer solves a `gym:` problem: the reward `gym`. Raises BadInput for any other problem.
-
     partial: give partial credit, by the library's scorer where that is harmless. dataset: one whose scorer is made
-    ready while the reward loads, off every item's clock.
-    """
+    ready while the reward loads, off every item's clock."""
 
     partial: bool = False
     dataset: str = ""
@@ -100,8 +97,7 @@ def rules() -> dict[str, Rule]:
 
 def read_answer(response: str, problem: Problem, lines: bool = True) -> str | None:
     """What <answer> tags hold, without a code fence; else the final answer, or the whole answer part where it may have
-    several `lines`. None where there is none, or a hedge between different tagged ones.
-    """
+    several `lines`. None where there is none, or a hedge between different tagged ones."""
     response = with_open_tag(response, problem.prompt)
     text = after_thinking(response)
     if text is None:

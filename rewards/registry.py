@@ -1,7 +1,6 @@
 """From a reward spec to a callable. Runs inside a worker, so that no plugin is ever imported by the trainer.
 
-Forms: `name`, `module:function`, `path/file.py:function`, `{use: one of these, args: {…}}` for a factory.
-"""
+Forms: `name`, `module:function`, `path/file.py:function`, `{use: one of these, args: {…}}` for a factory."""
 
 import importlib
 import importlib.util
@@ -118,10 +117,8 @@ def _resolve(spec: Any) -> Any:
 
 class TrlReward:
     """A function written for TRL's GRPOTrainer, called as TRL calls it, one completion at a time.
-
     It gets strings where the prompt is text, message lists where it is chat; columns are COLUMNS and `meta`, without
-    `**kwargs` only those it names. One that asks for token ids measures lengths: as in TRL it sees cut chains, too.
-    """
+    `**kwargs` only those it names. One that asks for token ids measures lengths: as in TRL it sees cut chains, too."""
 
     takes_extras = True
 

@@ -1,7 +1,6 @@
 """One Python program in a sandbox made by bubblewrap: no network, no files but Python's own, hard limits.
 
-Why it is built this way, and what it does not cover: docs/decisions/code-sandbox.md.
-"""
+Why it is built this way, and what it does not cover: docs/decisions/code-sandbox.md."""
 
 import contextlib
 import os
@@ -52,10 +51,8 @@ class Sandbox:
 
     def run(self, program: str, stdin: str, limits: Limits, max_output: int, mode: str = "script") -> tuple[bytes, str]:
         """Run a program to its end or its limits: its stdout, and why it failed, empty where it did not.
-
         mode `call`: stdin is JSON {fn_name, args}, the output is the value as JSON. Nothing that it started lives on.
-        Raises RuntimeError where the program did not even begin, which is no fault of its own.
-        """
+        Raises RuntimeError where the program did not even begin, which is no fault of its own."""
         deadline = time.monotonic() + limits.time_limit
         with contextlib.ExitStack() as stack:
             job, given, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))

@@ -19,9 +19,7 @@ error: *our* failure (value None, left out of the advantages). skipped: the rewa
 @dataclass(frozen=True)
 class Problem:
     """One problem with a checkable answer.
-
-    `key` is the canonical content (countdown: sorted numbers and target); splits are a stable hash of (task, key).
-    """
+    `key` is the canonical content (countdown: sorted numbers and target); splits are a stable hash of (task, key)."""
 
     id: str
     task: str
@@ -37,9 +35,7 @@ class Problem:
 @dataclass(frozen=True)
 class Score:
     """A verdict on one chain.
-
-    `correct` is set by the primary verifier alone (pass@k, curricula read it); advantages read `value`.
-    """
+    `correct` is set by the primary verifier alone (pass@k, curricula read it); advantages read `value`."""
 
     value: float | None
     correct: bool
@@ -69,9 +65,7 @@ class Extras:
 
 class Reward(Protocol):
     """A reward: `def my_reward(response, problem)`, sync or async.
-
     bool = value and correctness; float = value, correct when >= 1; None = skip this sample.
-    A reward that can judge a response cut by the length cap sets `scores_truncated = True` on itself.
-    """
+    A reward that can judge a response cut by the length cap sets `scores_truncated = True` on itself."""
 
     def __call__(self, response: str, problem: Problem) -> RewardResult | Awaitable[RewardResult]: ...

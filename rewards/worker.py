@@ -1,8 +1,7 @@
 """A reward worker: one JSON message a line in on stdin, one reply out. Started by rewards.pool, never by hand.
 
 What it runs may print, hang or die: so the reply pipe is moved away from fd 1, prints go to stderr, and the process
-ends with its parent: by signal on Linux, by the end of stdin everywhere.
-"""
+ends with its parent: by signal on Linux, by the end of stdin everywhere."""
 
 import asyncio
 import ctypes
@@ -35,10 +34,8 @@ class Server:
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
         """The reply: {item_limit}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input.
-
         op `score` judges an item under the memory limit; `load` and `warm` (an item whose verdict is thrown away, so
-        that the reward's lazy imports are done) run without it, and set it anew.
-        """
+        that the reward's lazy imports are done) run without it, and set it anew."""
         op = message["op"]
         try:
             if op != "score":

@@ -8,9 +8,7 @@ MIN_STD = 1e-6  # a group whose rewards spread less is without signal
 
 def group_norm(rewards: Tensor, group_ids: Tensor, epsilon: float = 1e-4) -> Tensor:
     """(reward - group mean) / (group std + epsilon), [N]; Shao et al. 2024, "DeepSeekMath", eq. 3 with ddof 1.
-
-    Exactly zero where a group has no spread (std below MIN_STD), and in a group of one, which has no baseline.
-    """
+    Exactly zero where a group has no spread (std below MIN_STD), and in a group of one, which has no baseline."""
     values = rewards.double()  # in float64 a group of equal rewards has no spread, whatever their size
     groups, group_of = torch.unique(group_ids, return_inverse=True)
     zeros = values.new_zeros(len(groups))

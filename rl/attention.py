@@ -1,8 +1,7 @@
 """Attention over packed chains, one seam for CPU and GPU: `ponder_varlen`, registered with transformers.
 
 No mask, no cache: the chains' lengths travel as a keyword through the model's forward to the attention function. On
-CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call a chain (docs/decisions/packing.md).
-"""
+CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call a chain (docs/decisions/packing.md)."""
 
 from dataclasses import dataclass
 from typing import Any, cast

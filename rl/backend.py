@@ -1,6 +1,5 @@
 """What samples for a run: vLLM servers (started here or elsewhere), or transformers in-process. Whichever it is, what
-has just (re)started is pushed to before its first request.
-"""
+has just (re)started is pushed to before its first request."""
 
 import asyncio
 import contextlib

@@ -2,8 +2,7 @@
 
 Two index spaces. A *row* is one trained token: [N] vectors of a TrainBatch hold a number for each row, chain after
 chain, and logprobs[n] scores the token of row n. A *position* is a slot of a packed forward pass, [T]: row n is
-predicted by the position one before its token, named by `MicroBatch.predictors`.
-"""
+predicted by the position one before its token, named by `MicroBatch.predictors`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -83,8 +82,7 @@ def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None =
     """Rows of some chains, without advantages. What is trained comes from `sampled` alone, never from token ids: the
     end-of-sequence token is trained also where it is the padding token.
 
-    Raises Fault for a chain whose first token is marked as sampled: nothing predicts it.
-    """
+    Raises Fault for a chain whose first token is marked as sampled: nothing predicts it."""
     for chain in chains:
         if chain.sampled[:1] == [True]:
             raise Fault(f"chain {chain.id}: its first token is marked as sampled, but nothing predicts it")

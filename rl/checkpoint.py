@@ -1,7 +1,6 @@
 """Checkpoints: a directory that plain transformers and vLLM load, plus the trainer's state; atomic and checksummed.
 
-What lies where in it, and why: docs/decisions/run-directory.md.
-"""
+What lies where in it, and why: docs/decisions/run-directory.md."""
 
 import hashlib
 import json

@@ -21,9 +21,7 @@ def no_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float
 
 def token_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, maximum: float = 2.0) -> Correction:
     """Mode `token`: min(old / sampler, maximum), [T]; truncated importance sampling, Yao et al. 2025.
-
-    A token without a finite sampler logprob gets weight 0 and is counted as `missing`.
-    """
+    A token without a finite sampler logprob gets weight 0 and is counted as `missing`."""
     known = usable(sampler_logprobs, "token")
     ratio = (old_logprobs - sampler_logprobs).detach().exp()
     weights = ratio.clamp(max=maximum).where(known, 0.0)

@@ -1,6 +1,5 @@
 """`ponder doctor`: what on this machine would stop or slow a run, each with its fix. At the top only the standard
-library is imported: `check_shadowing` must work where `rewards` is not ours.
-"""
+library is imported: `check_shadowing` must work where `rewards` is not ours."""
 
 import importlib.metadata
 import json

@@ -31,9 +31,7 @@ class Stopped(Exception):
 
 class StopSignal:
     """Within its block, the first SIGINT or SIGTERM asks for a stop; the same signal again acts as it always does.
-
-    Python's handlers rather than asyncio's, which would not answer while the learner keeps the loop busy.
-    """
+    Python's handlers rather than asyncio's, which would not answer while the learner keeps the loop busy."""
 
     def __init__(self) -> None:
         self.signum: int | None = None

@@ -1,7 +1,6 @@
 """Floating-point operations of dense decoders, from their shapes (multiply and add are two): linear layers, the head
 where it is computed, causal attention's two products over L (L + 1) / 2 pairs. Left out: norms, rotary embeddings,
-softmax and the embedding look-up (under 1 % together from a width of about 512 on).
-"""
+softmax and the embedding look-up (under 1 % together from a width of about 512 on)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +55,7 @@ def is_adapter(name: str) -> bool:
 @torch.enable_grad()
 def _skipped(model: Any, layers: list[nn.Linear]) -> int:
     """Matrix products, in weights, that the backward pass under LoRA need not do: by weight in a frozen layer, by input
-    in one whose input no trained parameter has touched, which one token's forward pass shows.
-    """
+    in one whose input no trained parameter has touched, which one token's forward pass shows."""
     untouched: set[nn.Module] = set()
 
     def look(module: nn.Module, args: tuple[torch.Tensor]) -> None:
@@ -96,10 +94,8 @@ def training_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int, 
 
 def rollout_flops(shape: ModelShape, lengths: Sequence[tuple[int, int]]) -> float:
     """Prefill and decoding with a KV cache of chains, each given as tokens of its prompt and tokens in all.
-
     Each token but the last goes through the model once and attends to those before it: one causal pass. The head runs
-    for sampled tokens. A prompt shared through a prefix cache is still counted for each chain.
-    """
+    for sampled tokens. A prompt shared through a prefix cache is still counted for each chain."""
     sampled = sum(n - prompt for prompt, n in lengths)
     return forward_flops(shape.served, [n - 1 for _, n in lengths], sampled)
 

@@ -1,6 +1,5 @@
 """Estimators of KL(policy || reference) per token of the policy; Schulman, "Approximating KL divergence" (2020):
-k1 unbiased, k2 low variance and biased, k3 unbiased and never negative.
-"""
+k1 unbiased, k2 low variance and biased, k3 unbiased and never negative."""
 
 import torch
 from torch import Tensor

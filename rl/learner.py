@@ -1,7 +1,6 @@
 """One batch of scored chains -> optimizer steps -> figures. accelerate lives here; the loop decides what comes when.
 
-Three policies: the *sampler* made the tokens, *old* is this model at the start of the batch, *current* is it now.
-"""
+Three policies: the *sampler* made the tokens, *old* is this model at the start of the batch, *current* is it now."""
 
 import math
 import os
@@ -107,10 +106,8 @@ class Learner:
 
     def step(self, groups: Sequence[Group], version: int, check: Check | None = None) -> StepStats:
         """Train on one step's scored groups; `version` is the label of the weights held now.
-
         `check` gets the mismatch figures once, before any optimizer step: when it raises, no weight has moved.
-        Raises Fault after MAX_NONFINITE optimizer steps in a row without a finite loss and gradient.
-        """
+        Raises Fault after MAX_NONFINITE optimizer steps in a row without a finite loss and gradient."""
         start = time.perf_counter()
         state = self.prepare(build_batch(groups, version, ADVANTAGES[self.objective.advantage]))
         parts = split_minibatches(state.batch, self.train.minibatches)
@@ -207,9 +204,7 @@ class Learner:
 
     def _update(self, state: StepState, part: Sequence[int], check: Check | None) -> None:
         """One optimizer step on a minibatch, or none where there is nothing to learn from or the gradient is broken.
-
-        A `check` means that this is the first one: its logprobs become the old ones, and the mismatch is known.
-        """
+        A `check` means that this is the first one: its logprobs become the old ones, and the mismatch is known."""
         if not state.has_signal(part):
             state.tally.update(no_signal=1)  # AdamW's momentum would move the weights even on a zero gradient
             return

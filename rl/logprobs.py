@@ -27,10 +27,8 @@ def head_logprobs(
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """token_logprobs of the output head; hidden [N, H], weight [V, H], targets [N], bias [V] -> [N], [N].
-
     The head runs in fp32: bf16 logits are too coarse for ratios. More than `chunk_elements` logits are made chunk by
-    chunk, and again in the backward pass.
-    """
+    chunk, and again in the backward pass."""
 
     def head(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         # Weights as the server holds them (rounded to the compute dtype), the product in fp32.

@@ -1,6 +1,5 @@
 """Bytes of a run, from a model's shapes alone: what learner and server hold, and on which device. Parameters, optimizer
-and KV cache are exact, activations what torch was seen to keep for a Llama layer, the rest rounded up from sources.
-"""
+and KV cache are exact, activations what torch was seen to keep for a Llama layer, the rest rounded up from sources."""
 
 import math
 from dataclasses import dataclass
@@ -125,11 +124,9 @@ def kv_bytes_per_token(shapes: Shapes, dtype: str) -> int:
 
 def activation_bytes(shapes: Shapes, tokens: int, dtype: str, *, lora: bool, checkpointing: bool) -> float:
     """What a micro-batch's forward pass keeps for its backward pass, and one layer's worth to work with.
-
     A layer keeps for each token, with b bytes a number: four MLP vectors (4 b I), query, its rotation and attention's
     output (3 b Q), key and value (2 b KV), and of the hidden vector 24 (fp32) or 26 bytes for norms and residual
-    stream, 8 less under LoRA, whose norms are frozen. With checkpointing only each layer's input is kept.
-    """
+    stream, 8 less under LoRA, whose norms are frozen. With checkpointing only each layer's input is kept."""
     b, c = ITEM[dtype], shapes.config
     query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     norms = 8 * (query + key) if shapes.head_norms else 0
@@ -170,9 +167,7 @@ def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, flo
 
 def place(config: Config, hardware: Hardware, context: int) -> Placement:
     """Who runs where, whether or not it fits: the learner on GPU 0, or in this machine's memory where there is none.
-
-    `context`: tokens of the longest chain. Raises BadInput where the shapes are unknown or a GPU isn't there.
-    """
+    `context`: tokens of the longest chain. Raises BadInput where the shapes are unknown or a GPU isn't there."""
     shapes, vllm, item = Shapes.of(config), config.sampler == "vllm", ITEM[config.model.dtype]
     token, served = kv_bytes_per_token(shapes, config.model.dtype), vllm and not config.rollout.servers
     learner, weights = learner_bytes(shapes, config, context), float(item * shapes.parameters)

@@ -1,8 +1,7 @@
 """Loading and saving the policy: local Hugging Face directories, safetensors only, every load names its dtype.
 
 With LoRA (Hu et al. 2021) the adapters lie on the layers of a plain transformers model, through peft, so that nothing
-else has to know: what trains is what has `requires_grad`, and what is pushed or saved is merged by `rl.sync`.
-"""
+else has to know: what trains is what has `requires_grad`, and what is pushed or saved is merged by `rl.sync`."""
 
 import copy
 import shutil
@@ -136,10 +135,8 @@ def add_adapter(
     model: PreTrainedModel, lora: LoraConfig, seed: int, base: str, checkpoint: str | Path | None = None
 ) -> None:
     """Freeze a model and put fp32 LoRA adapters on it: of a checkpoint, else as peft starts them, from `seed`.
-
     `base` is the name of the model under the adapter, for the adapter's files. Raises BadInput for a target that can't
-    be adapted, or a checkpoint's adapter of another shape.
-    """
+    be adapted, or a checkpoint's adapter of another shape."""
     import peft
 
     names = {name.rpartition(".")[2] for name in adapted_layers(model, lora)}

@@ -17,9 +17,7 @@ from rollout.server.hardware import probe, stated_hardware
 
 def print_plan(config: Config) -> None:
     """Print the plan for this machine, or for the one that `hardware` states.
-
-    Raises BadInput where something is wrong or doesn't fit. A hub's name in `model.path` is enough: see shapes_path.
-    """
+    Raises BadInput where something is wrong or doesn't fit. A hub's name in `model.path` is enough: see shapes_path."""
     hardware = stated_hardware(probe(), config.hardware.gpus, config.hardware.gpu_memory_gb)
     model, template = config.model, cast(Template, ByteCount(config.model.system_prompt or ""))
     local = Path(model.path).is_dir()

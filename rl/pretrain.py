@@ -1,6 +1,5 @@
 """`ponder pretrain`: next-word prediction from scratch on search traces, the base that RL starts from, by the learner's
-own packing and log-probabilities. The loss is the mean over the tokens behind the prompt; prompts are not learnt.
-"""
+own packing and log-probabilities. The loss is the mean over the tokens behind the prompt; prompts are not learnt."""
 
 import itertools
 import math
@@ -102,9 +101,7 @@ def train_step(policy: torch.nn.Module, optimizer: torch.optim.Optimizer, chains
 
 def trace_batches(config: PretrainConfig, template: Template) -> Iterator[list[Chain]]:
     """Endless batches of traces of about `tokens_per_step` tokens, each trace a function of (seed, index).
-
-    A trace is a chain whose response counts as sampled, so that it is what gets trained. Raises BadInput.
-    """
+    A trace is a chain whose response counts as sampled, so that it is what gets trained. Raises BadInput."""
     task = load_task(config.task, config.seed)
     batch: list[Chain] = []
     for index in itertools.count():

@@ -38,11 +38,9 @@ class WeightSource(Protocol):
 @dataclass(frozen=True)
 class ModuleSource:
     """A WeightSource over a plain nn.Module, sent in `dtype` (the one that is served).
-
     A head that really shares its embedding's tensor appears once, as in `named_parameters()`; one that merely could be
     tied is sent, else the server would keep its old one. A layer under a LoRA adapter is sent merged, as
-    W + scale * B A (Hu et al. 2021, equation 3) in fp32, cast once; the module itself is left as it is.
-    """
+    W + scale * B A (Hu et al. 2021, equation 3) in fp32, cast once; the module itself is left as it is."""
 
     module: nn.Module
     dtype: str = "float32"
@@ -67,10 +65,8 @@ class ModuleSource:
 @dataclass(frozen=True)
 class FilePush:
     """Push through a safetensors file in `directory`, which the servers see too (their PONDER_SYNC_DIR).
-
     push() raises BadInput where the directory lacks space, Fault where a server refuses or mislabels the weights,
-    ServerDown where one is dead. Whatever happens, the living servers are resumed and the file is removed.
-    """
+    ServerDown where one is dead. Whatever happens, the living servers are resumed and the file is removed."""
 
     controls: Sequence[ServerControl]
     directory: Path
@@ -141,9 +137,7 @@ def weights_file(directory: Path, source: WeightSource, version: int) -> Iterato
 
 def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
     """Stream a source into a file: 8 bytes of header length, JSON header, then each tensor's bytes.
-
-    `safetensors.torch.save_file` wants all tensors at once, a second copy of the model; this holds one.
-    """
+    `safetensors.torch.save_file` wants all tensors at once, a second copy of the model; this holds one."""
     header: dict[str, object] = {}
     end = 0
     for name, dtype, shape in source.manifest():

@@ -93,7 +93,6 @@ def open_http(
     key: str, timeout: float, transport: httpx.AsyncBaseTransport | None, most: int | None = None, kept: int = 0
 ) -> httpx.AsyncClient:
     """A client that shows its key and passes any proxy by: no setting may take loopback traffic, or the key, elsewhere.
-
     At most `most` connections are open (None = no cap), and `kept` of them idle."""
     headers = {"Authorization": f"Bearer {key}"}
     # vLLM closes an idle connection after 5 s: let go of it before, or requests are sent into closed ones.

@@ -62,7 +62,6 @@ def make_cells(
     split: str,
 ) -> list[dict[str, Any]]:
     """A cell for each style, `task_of(problem)` and budget, in the order of the questions, from `Examiner.ask`.
-
     `ks` of pass@k and majority@k are by default powers of two up to the plan's samples, and that."""
     apart: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
@@ -113,12 +112,10 @@ def make_cell(
 
 def pass_at_1(outcomes: Iterable[Sequence[bool]]) -> dict[str, Any]:
     """{"pass@1", "ci95": [low, high]} from each problem's samples: the mean over problems, and its interval.
-
     The samples of a problem are one cluster. The interval is Wilson's with the number of problems replaced by the
     effective sample size n = p(1 - p) / var, var the variance of the mean of the problems' means (Korn & Graubard 1998,
     with Wilson's form): with one sample a problem it is Wilson's own, perfectly correlated samples count once, and at
-    0 or 1, where a bootstrap or normal interval has no width, it keeps that of as many problems.
-    """
+    0 or 1, where a bootstrap or normal interval has no width, it keeps that of as many problems."""
     clusters = [samples for samples in outcomes if samples]
     rates = np.array([sum(samples) / len(samples) for samples in clusters])
     problems, n, p = len(rates), float(len(rates)), float(rates.mean())
@@ -148,10 +145,8 @@ def mean_pass_at_k(outcomes: Iterable[Sequence[bool]], k: int) -> float:
 
 def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float:
     """Chance that the sample of greatest value among `k` of `n`, drawn without replacement, is correct; ties by lot.
-
     The sum over ranks i = 1 … n, greatest value first, of C(n - i, k - 1) / C(n, k) x correct_i: rank i is the best of
-    the k where the others all rank below. Samples of equal value share the weights of their ranks.
-    """
+    the k where the others all rank below. Samples of equal value share the weights of their ranks."""
     n, share = len(values), dict[float, float]()
     for value in set(values):
         some = [c for v, c in zip(values, correct, strict=True) if v == value]

@@ -37,7 +37,6 @@ def load_tokenizer(path: str | Path) -> Any:
 
 class Template:
     """How one model is asked and read: prompt ids in, text out, thinking found and closed.
-
     `stop_ids` end a chain; `vocab_size` is the model's number of embeddings, where it is known."""
 
     def __init__(

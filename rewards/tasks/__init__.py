@@ -25,9 +25,7 @@ GENERATORS: dict[str, type[Generator]] = {
 
 def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
     """A task from `NAME`, `NAME?numbers=3&style=plain`, `path.jsonl`, `datasets:PATH` or a mixture [{task, weight}, …].
-
-    Raises BadInput in one line for an unknown task or parameter, and for a file that is missing or broken.
-    """
+    Raises BadInput in one line for an unknown task or parameter, and for a file that is missing or broken."""
     if isinstance(spec, list):
         return _mixture(spec, seed)
     name, question, query = spec.partition("?")

@@ -1,6 +1,5 @@
 """What a countdown chain consists of, read off its text in the notation of search traces (countdown.py): attempts of
-sums `a op b = c`, each ended by `? target` and `!` for a hit, `.` for a miss.
-"""
+sums `a op b = c`, each ended by `? target` and `!` for a hit, `.` for a miss."""
 
 import re
 from typing import NamedTuple
@@ -28,11 +27,9 @@ class Try(NamedTuple):
 
 def chain_traits(problem: Problem, response: str) -> dict[str, float]:
     """Traits of one chain, by name; a mean over chains is a share or a number a chain. {} where the task can't tell.
-
     direct: 1 where it answered without thinking. attempts: how many. backtracks: failed attempts it went on from.
     repeated: share of the attempts that had been made before. slips: share of the sums that are false. gave_up: 1 where
-    it closed its thinking behind an attempt it held for a miss.
-    """
+    it closed its thinking behind an attempt it held for a miss."""
     if problem.task.partition("?")[0] != "countdown":
         return {}
     text, closed, _ = response.partition(CLOSE)

@@ -35,10 +35,8 @@ class Chemistry(Generator):
 
 def ph(ions: float, concentration: float = 0.0, top: int = 0, constants: Sequence[float] = ()) -> float:
     """The pH at which the charges balance, by bisection; amounts in mol/L.
-
     ions: charge of those that take no part (Na+ +1, Cl- -1). Of the solute: how much in all its forms, the charge of
-    the most protonated one and the constants Ka of its protons, one after the other.
-    """
+    the most protonated one and the constants Ka of its protons, one after the other."""
 
     def charge(h: float) -> float:  # rises with [H+]
         forms = [math.prod(k / h for k in constants[:n]) for n in range(len(constants) + 1)]

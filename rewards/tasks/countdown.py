@@ -49,9 +49,7 @@ class Attempt(NamedTuple):
 
 def combine(numbers: list[int], rng: random.Random, slip: float = 0.0) -> Attempt | None:
     """Join random pairs until one value is left; None where a step leaves 0..MAX_STEP.
-
-    slip: probability that a step's result is wrong by a little.
-    """
+    slip: probability that a step's result is wrong by a little."""
     pool = [(number, str(number)) for number in numbers]
     text, result = "", None
     while len(pool) > 1:
@@ -84,9 +82,7 @@ class Habits:
 
 def write_trace(problem: Problem, rng: random.Random, habits: Habits = Habits()) -> str:
     """Everything after a countdown prompt's `<think>`: attempts, `</think>`, answer; words apart by blanks.
-
-    Random combinations until one hits or the author gives up; the answer repeats the last: deliberate weaknesses.
-    """
+    Random combinations until one hits or the author gives up; the answer repeats the last: deliberate weaknesses."""
     numbers, target = problem.meta["numbers"], problem.meta["target"]
     kind = rng.random()
     attempt = try_once(numbers, rng, habits.slip)

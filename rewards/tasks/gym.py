@@ -1,6 +1,5 @@
 """Tasks `gym:NAME`: the data sets of reasoning-gym. What the library draws depends on the order of sets and on global
-generators, and it prints: so it runs in a process of its own, where both are fixed, and an item is always the same.
-"""
+generators, and it prints: so it runs in a process of its own, where both are fixed, and an item is always the same."""
 
 import json
 import os

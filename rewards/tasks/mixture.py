@@ -15,9 +15,7 @@ CYCLE = 1000  # problems in which every task has its exact share, and at least o
 
 class Mixture:
     """Each cycle of CYCLE problems holds exact shares in a seeded order; ids begin with the name of their task.
-
-    A task without problems in a split takes no part there.
-    """
+    A task without problems in a split takes no part there."""
 
     reward = None
 

@@ -74,10 +74,8 @@ def means(accuracies: Sequence[Accuracy]) -> tuple[Array, Array]:
 
 def resample(accuracies: Sequence[Accuracy], draws: int = 1000) -> Array:
     """[draws, n] accuracies as other problems would have given them: independent normals where no outcomes are told.
-
     Else a bootstrap over problems (Efron & Tibshirani 1993, chapter 8), drawn once for all n points: what makes a
-    problem hard moves them together.
-    """
+    problem hard moves them together."""
     rng = np.random.default_rng(0)
     told = [a.outcomes for a in accuracies if a.outcomes is not None]
     if len(told) < len(accuracies) or len({len(outcomes) for outcomes in told}) > 1:

@@ -29,10 +29,8 @@ class Axes(NamedTuple):
 
 def read_axes(paths: Sequence[Path], x: str = "flops") -> Axes:
     """Read runs and evaluation files and measure both axes; `x` is a key of training.COMPUTE. Raises BadInput.
-
     The first run with two points or more is the training axis; the other runs, and those in a run's sub-directories,
-    are its seeds. Policies are those of evaluation files, by their names, then those of the first run that has any.
-    """
+    are its seeds. Policies are those of evaluation files, by their names, then those of the first run that has any."""
     runs: list[Run] = []
     for path in (path for path in paths if not path.is_file()):
         inside = (path, *sorted(path.iterdir())) if path.is_dir() else ()

@@ -51,10 +51,8 @@ class Thinker:
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
         """k chains a problem at k times the tokens, without a cap (or with the largest): k = 1, 2, 4, … and measured.
-
         {k, tokens, derived: pass@k of the fitted Beta, unbiased: pass@k of the samples taken, majority}, null where
-        there is none. No rows where one sample a problem was taken.
-        """
+        there is none. No rows where one sample a problem was taken."""
         cell, most = self.longest, max(self.longest.pass_at, default=1)
         if most == 1:
             return []
@@ -134,10 +132,8 @@ def measure_thinking(thinkers: list[Thinker]) -> ThinkingAxis:
 
 def fit_rates(outcomes: Array) -> tuple[float, float] | None:
     """(a, b) of the Beta that problems' own pass@1 come from, most likely for outcomes [P, 2] (correct, judged).
-
     log L = sum of log B(a + c, b + n - c) - log B(a, b), the beta-binomial's up to a constant (arXiv 2407.21787).
-    With one sample a problem only the mean is known, never the spread: None.
-    """
+    With one sample a problem only the mean is known, never the spread: None."""
     correct, judged = outcomes[outcomes[:, 1] > 0].T
     if not (judged > 1).any():
         return None

@@ -64,7 +64,6 @@ class Fit:
 
 def fit_curve(compute: Array, accuracy: Array, deviation: Array, base: float, near: Fit | None = None) -> Fit:
     """The curve through (0, `base`) nearest to points [n] with standard deviations [n]; one must have compute.
-
     Bounds: A in [R0, 1], B in EXPONENTS, Cmid as MIDPOINTS says. `near` starts from another fit alone, for resamples.
     """
     compute, accuracy, deviation = (values[compute > 0] for values in (compute, accuracy, deviation))
@@ -100,9 +99,7 @@ class Prediction:
 
     def band(self, compute: Array, sizes: Array) -> tuple[Array, Array]:
         """The 95 % interval [n], [n] of points measured at `compute` [n] on `sizes` [n] problems.
-
-        Curves of the resamples, plus a measurement's noise: sqrt(p (1 - p) / size), widened by `scatter`.
-        """
+        Curves of the resamples, plus a measurement's noise: sqrt(p (1 - p) / size), widened by `scatter`."""
         curves = np.clip([draw.at(compute) for draw in self.draws], 0, 1)  # [draws, n]
         noise = np.random.default_rng(1).standard_normal((len(curves), 1))  # one for all n: each is judged alone
         measured = curves + noise * self.scatter * np.sqrt(curves * (1 - curves) / sizes)
@@ -205,10 +202,8 @@ def resample_scattered(
     accuracies: list[Accuracy], residuals: Array, parameters: int, draws: int = 1000
 ) -> tuple[float, Array]:
     """The points' scatter, and resamples [draws, n] with what of it resampling problems can't give, as normal noise.
-
     Scatter: root of chi2 / (n - parameters) of residuals [n] in standard deviations, at least 1 (Birge 1932). Above 1
-    where points differ by more than their problems explain: checkpoints differ, too.
-    """
+    where points differ by more than their problems explain: checkpoints differ, too."""
     scatter = max(1.0, float(residuals @ residuals) / max(1, len(residuals) - parameters)) ** 0.5
     resampled, (_, spread) = resample(accuracies, draws), means(accuracies)
     noise = np.random.default_rng(2).standard_normal(resampled.shape)

@@ -99,9 +99,7 @@ PANELS, BEHAVIOUR = (
 
 def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | None = None) -> list[dict[str, Any]]:
     """Each panel that has something to show: {title, note, legend: (variable of page.css, name), change, svg}.
-
-    `bound` is drawn into the panel of the mismatch KL; `change` is first and last value of the first metric.
-    """
+    `bound` is drawn into the panel of the mismatch KL; `change` is first and last value of the first metric."""
     drawn = []
     for panel in panels:
         columns = {key: column(rows, key) for key in panel.series}

@@ -25,12 +25,10 @@ Pair = tuple[Problem, Chain, Chain]  # a problem with a scored chain of each mod
 
 def read_record(path: Path) -> dict[str, Any]:
     """Everything below `path`; whatever is missing is None or empty. Raises BadInput where it is no run, or broken.
-
     {run, config: None where it is another version's, config_problem: why, rows: of metrics.jsonl, summary: {} while the
     run goes on, evaluations: {label: file}, changes: eval/changes.json, comparison: {labels: of two files, names: for a
     reader, cells: [(before, after)] of each task and prompt, without a cap}}. Compared are base and final where the
-    run has them, else the first and the last evaluation along the way.
-    """
+    run has them, else the first and the last evaluation along the way."""
 
     def in_order(file: Path) -> tuple[bool, bool, int, str]:  # the base, steps by their numbers, the final one
         return file.stem == "final", file.stem != "base", int(*re.findall(r"step-(\d+)$", file.stem)), file.stem

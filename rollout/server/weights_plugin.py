@@ -1,7 +1,6 @@
 """vLLM plugin: the weight-transfer back end `ponder_file`, which reads a safetensors file both sides see.
 
-What it imports at module top is loaded already where vLLM calls its entry point; model code follows with an update.
-"""
+What it imports at module top is loaded already where vLLM calls its entry point; model code follows with an update."""
 
 import contextlib
 import os
