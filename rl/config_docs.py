@@ -21,20 +21,21 @@ def configuration_markdown() -> str:
     for key, info in walk_fields(Config):
         name = key.rsplit(".", 1)[0] if "." in key else "top level"
         text = (info.description or "").replace("|", "\\|").replace("\n", " ")
-        row = f"| `{key}` | {_type_name(info.annotation)} | {_default(info)} | {text} |"
+        value = info.get_default(call_default_factory=True)
+        default = "null" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        default = "required" if value is PydanticUndefined else default
+        row = f"| `{key}` | {_type_name(info.annotation)} | {default} | {text} |"
         sections.setdefault(name, []).append(row)
     parts = [HEADER]
     for name, rows in sections.items():
-        title = f"## {name}\n\n{_section_doc(name)}\n\n" if name != "top level" else "## top level\n\n"
-        parts.append(title + "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+        kind: Any = Config
+        for part in name.split(".") if name != "top level" else ():
+            kind = section_of(kind.model_fields[part].annotation)
+        about = "" if kind is Config else " ".join(kind.__doc__.split()) + "\n\n"
+        parts.append(
+            f"## {name}\n\n{about}| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        )
     return "\n".join(parts)
-
-
-def _section_doc(name: str) -> str:
-    kind: Any = Config
-    for part in name.split("."):
-        kind = section_of(kind.model_fields[part].annotation)
-    return " ".join(kind.__doc__.split())
 
 
 def _type_name(annotation: Any) -> str:
@@ -47,10 +48,3 @@ def _type_name(annotation: Any) -> str:
     if section_of(annotation) is not None:
         return "section"
     return annotation.__name__ if get_origin(annotation) is None else str(annotation).replace("typing.", "")
-
-
-def _default(info: Any) -> str:
-    value = info.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "required"
-    return "null" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"

@@ -3,14 +3,13 @@
 from typing import Any
 
 from rewards.errors import BadInput, nearest
-from rewards.tasks.arithmetic import Arithmetic
+from rewards.tasks.arithmetic import Arithmetic, Decimals
 from rewards.tasks.base import Generator, Task, build, check_names, parameters
 from rewards.tasks.chemistry import Chemistry
 from rewards.tasks.citation import Citation
 from rewards.tasks.constraint import Crossword, Poem
 from rewards.tasks.countdown import Countdown
 from rewards.tasks.dataset import PREFIX, DataSet
-from rewards.tasks.decimals import Decimals
 from rewards.tasks.gym import PREFIX as GYM
 from rewards.tasks.gym import gym_rows, load_gym
 from rewards.tasks.jsonl import Jsonl
