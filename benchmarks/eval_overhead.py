@@ -29,8 +29,7 @@ import psutil
 from rewards.pool import RewardPool
 from rewards.tasks import load_task
 from rl.evalcommand import EvalRequest, make_exam, open_sampler, parse_request, resolve_target
-from rl.provenance import versions
-from rl.rundir import write_json
+from rl.rundir import versions, write_json
 from rollout.collect import Examiner, gather_all
 from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells

@@ -28,8 +28,7 @@ import numpy as np
 
 from rewards.math import math
 from rewards.types import Problem
-from rl.provenance import versions
-from rl.rundir import write_json
+from rl.rundir import versions, write_json
 from rollout.server.hardware import probe
 
 PAIRS = Path(__file__).parent / "data/math_pairs.tsv"

@@ -4,8 +4,7 @@ import hashlib
 import re
 from typing import Any
 
-from rewards.answer import CLOSE, boxed
-from rewards.equality import as_text
+from rewards.answer import CLOSE, as_text, boxed
 from rewards.types import Problem
 
 SECOND = "rewards.audit:second_opinion"

@@ -3,8 +3,7 @@
 import re
 import string
 
-from rewards.answer import after_thinking, final_answers, squeeze
-from rewards.equality import as_text, same
+from rewards.answer import after_thinking, as_text, final_answers, same, squeeze
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
 

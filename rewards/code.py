@@ -1,5 +1,4 @@
 """Python programs, judged by running them: the last fenced block against tests, each in a fresh sandbox.
-
 What is expected never enters the sandbox; what comes out is compared outside, as text or as JSON: an object that calls
 itself equal to everything is no value at all. What this covers, and what not: docs/decisions/code-sandbox.md."""
 
@@ -9,8 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rewards.answer import after_thinking
-from rewards.equality import as_text
+from rewards.answer import after_thinking, as_text
 from rewards.errors import BadInput
 from rewards.sandbox import Limits, find_sandbox
 from rewards.types import Problem, Score

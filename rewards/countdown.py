@@ -1,7 +1,5 @@
-"""Countdown: is this expression made of exactly these numbers, and does it reach the target?
-
-Nothing but numbers, + - * / and brackets reaches Python's parser, and its tree is walked over exact fractions, not run.
-"""
+"""Countdown: is this expression made of exactly these numbers, and does it reach the target? Nothing but numbers, + - *
+/ and brackets reaches Python's parser, and its tree is walked over exact fractions, not run."""
 
 import ast
 import operator

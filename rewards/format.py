@@ -4,8 +4,7 @@ import re
 from itertools import islice
 from typing import Any
 
-from rewards.answer import CLOSE, OPEN, after_thinking, final_answer, squeeze
-from rewards.equality import as_text, same
+from rewards.answer import CLOSE, OPEN, after_thinking, as_text, final_answer, same, squeeze
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
 
@@ -22,10 +21,9 @@ def format(response: str, problem: Problem) -> Score:
 
 
 def citation(response: str, problem: Problem) -> Score:
-    """Whether the answer is right and quoted: every quotation is verbatim, and one holds the evidence.
-    Reads `documents` (list, cited as [1], [2], …; or {id: text}) and `evidence` (text or list; null: the answer) from
-    `meta`. A quotation stands for the sentence that it is in, if it is in one only. Raises BadInput without documents.
-    """
+    """Whether the answer is right and quoted: every quotation is verbatim, and one holds the evidence. Reads
+    `documents` (list, cited as [1], [2], …; or {id: text}) and `evidence` (text or list; null: the answer) from `meta`.
+    A quotation stands for the sentence that it is in, if it is in one only. Raises BadInput without documents."""
     given: Any = problem.meta.get("documents")
     named = given if isinstance(given, dict) else dict(enumerate(given, 1)) if isinstance(given, list) else {}
     if not named or not all(isinstance(text, str) for text in named.values()):

@@ -1,5 +1,4 @@
 r"""Mathematics in LaTeX or plain text as a small tree of tuples. Our own grammar: bounded, and it runs nothing.
-
 Leaves: ("n", value, decimals), ("s", name), ("pi",), ("e",), ("i",), ("inf",). Expressions: (operation, *arguments),
 relations and "union" among them. Structures: ("list" | "set" | "()" | "[)" | …, *items), ("matrix", *rows)."""
 

@@ -1,7 +1,5 @@
-r"""Whether a final answer equals the reference as mathematics: exact wherever it can be, no loose tolerance.
-
-Same text; exact numbers; same words; our own parse, by parts and values; only what it can't read goes to math-verify.
-"""
+r"""Whether a final answer equals the reference as mathematics: exact wherever it can be, no loose tolerance. Same text;
+exact numbers; same words; our own parse, by parts and values; only what it can't read goes to math-verify."""
 
 import logging
 import re
@@ -9,8 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from rewards.answer import final_answers, squeeze, with_open_tag
-from rewards.equality import as_text, number
+from rewards.answer import as_text, final_answers, number, squeeze, with_open_tag
 from rewards.latex import NAMES, RELATIONS, Node, NotRead, TooBig, clean, read
 from rewards.types import Problem, Score
 from rewards.value import names, proportional, same_value

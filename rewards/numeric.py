@@ -1,5 +1,4 @@
 """A number with its unit: exact rationals, units through pint, and no tolerance but the problem's.
-
 What a model wrote reaches pint only as names, one-digit exponents and * / ( ): its parser would work out `9**9**9`."""
 
 import re
@@ -8,8 +7,7 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
-from rewards.answer import final_answer
-from rewards.equality import as_text
+from rewards.answer import as_text, final_answer
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
 
@@ -73,7 +71,13 @@ def numeric(response: str, problem: Problem) -> Score:
 
 def close(value: Fraction, reference: Fraction, meta: dict[str, Any]) -> bool:
     """Exactly equal, or so within one of the tolerances in `meta`. Raises BadInput for one that makes no sense."""
-    relative, absolute, figures = (_tolerance(meta, name) for name in ("rel_tol", "abs_tol", "sig_figs"))
+    limits = []
+    for name, kinds in (("rel_tol", (int, float)), ("abs_tol", (int, float)), ("sig_figs", int)):
+        given = meta.get(name) or 0
+        if isinstance(given, bool) or not isinstance(given, kinds) or not 0 <= given < 1e300:
+            raise BadInput(f"{name} {given!r} is not a {'whole ' * (kinds is int)}number from 0 up")
+        limits.append(Fraction(str(min(given, 50) if kinds is int else given)))  # 0.01 is 1/100
+    relative, absolute, figures = limits
     within = abs(value - reference) <= max(relative * abs(reference), absolute)
     return within or (figures > 0 and round_figures(value, int(figures)) == round_figures(reference, int(figures)))
 
@@ -134,13 +138,6 @@ def registry() -> Any:
     import pint
 
     return pint.UnitRegistry(non_int_type=Fraction)
-
-
-def _tolerance(meta: dict[str, Any], name: str) -> Fraction:
-    value, whole = meta.get(name) or 0, name == "sig_figs"
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 <= value < 1e300:
-        raise BadInput(f"{name} {value!r} is not a {'whole ' * whole}number from 0 up")
-    return Fraction(str(min(value, 50) if whole else value))  # 0.01 is 1/100; no one writes 50 figures
 
 
 numeric.warm_up = registry  # type: ignore[attr-defined]  # pint loads slowly, on no item's clock

@@ -1,5 +1,4 @@
 """Worker processes that score responses under hard limits of time and memory.
-
 An item that makes a verifier hang, bloat or die is tried once more, alone in a fresh worker that was kept warm for it;
 when that one is hit too, it is `rejected` and the pool goes on. What comes back is JSON, never a pickle."""
 
@@ -14,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Self
 
-from rewards.equality import as_text
+from rewards.answer import as_text
 from rewards.errors import BadInput, Fault, one_line
 from rewards.types import Extras, Problem, Score
 

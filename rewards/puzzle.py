@@ -1,5 +1,4 @@
 """reasoning-gym's puzzles: is the answer fully right? puzzles.yaml has a line for each data set.
-
 The library's own scorers are called only behind a strict pattern, and never where they execute the answer or can be
 gamed; such data sets, and all that compare texts or numbers, are judged here."""
 
@@ -16,9 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rewards.answer import after_thinking, final_answer, with_open_tag
+from rewards.answer import after_thinking, as_text, final_answer, number, with_open_tag
 from rewards.countdown import countdown
-from rewards.equality import as_text, number
 from rewards.errors import BadInput, nearest, one_line
 from rewards.formula import integrates, same_polynomial
 from rewards.types import Problem, Score

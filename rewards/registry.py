@@ -1,5 +1,4 @@
 """From a reward spec to a callable. Runs inside a worker, so that no plugin is ever imported by the trainer.
-
 Forms: `name`, `module:function`, `path/file.py:function`, `{use: one of these, args: {…}}` for a factory."""
 
 import importlib
@@ -26,7 +25,7 @@ BUILT_IN = {
     "code": "rewards.code:Code",
     "countdown": "rewards.countdown:countdown",
     "crossword": "rewards.constraint:crossword",
-    "exact_match": "rewards.equality:exact_match",
+    "exact_match": "rewards.answer:exact_match",
     "format": "rewards.format:format",
     "gate": "rewards.compose:gate",
     "gym": "rewards.puzzle:Puzzle",

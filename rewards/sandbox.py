@@ -1,5 +1,4 @@
 """One Python program in a sandbox made by bubblewrap: no network, no files but Python's own, hard limits.
-
 Why it is built this way, and what it does not cover: docs/decisions/code-sandbox.md."""
 
 import contextlib

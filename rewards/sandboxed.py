@@ -1,5 +1,4 @@
 """What runs inside the sandbox: sets the last limits, runs the program, reports a function's value as JSON.
-
 Given to Python as text (`-c`), since no file of ours exists in there; the standard library alone. Nothing that it says
 is trusted: it shares its process with the program."""
 

@@ -1,5 +1,4 @@
 """A reward worker: one JSON message a line in on stdin, one reply out. Started by rewards.pool, never by hand.
-
 What it runs may print, hang or die: so the reply pipe is moved away from fd 1, prints go to stderr, and the process
 ends with its parent: by signal on Linux, by the end of stdin everywhere."""
 

@@ -1,5 +1,4 @@
 """Attention over packed chains, one seam for CPU and GPU: `ponder_varlen`, registered with transformers.
-
 No mask, no cache: the chains' lengths travel as a keyword through the model's forward to the attention function. On
 CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call a chain (docs/decisions/packing.md)."""
 

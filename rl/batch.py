@@ -1,5 +1,4 @@
 """Scored groups -> training tokens -> packed micro-batches. The only place that shifts tokens.
-
 Two index spaces. A *row* is one trained token: [N] vectors of a TrainBatch hold a number for each row, chain after
 chain, and logprobs[n] scores the token of row n. A *position* is a slot of a packed forward pass, [T]: row n is
 predicted by the position one before its token, named by `MicroBatch.predictors`."""
@@ -80,9 +79,8 @@ def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> T
 
 def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None = None) -> TrainBatch:
     """Rows of some chains, without advantages. What is trained comes from `sampled` alone, never from token ids: the
-    end-of-sequence token is trained also where it is the padding token.
-
-    Raises Fault for a chain whose first token is marked as sampled: nothing predicts it."""
+    end-of-sequence token is trained also where it is the padding token. Raises Fault for a chain whose first token is
+    marked as sampled: nothing predicts it."""
     for chain in chains:
         if chain.sampled[:1] == [True]:
             raise Fault(f"chain {chain.id}: its first token is marked as sampled, but nothing predicts it")

@@ -1,5 +1,4 @@
 """Checkpoints: a directory that plain transformers and vLLM load, plus the trainer's state; atomic and checksummed.
-
 What lies where in it, and why: docs/decisions/run-directory.md."""
 
 import hashlib

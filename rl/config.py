@@ -1,5 +1,4 @@
 """The configuration: strict, frozen, nested; YAML plus dotted overrides. Every field is read somewhere.
-
 A wrong key or value is refused at parse time with one line that names it and the fix."""
 
 import difflib

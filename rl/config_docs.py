@@ -33,7 +33,7 @@ def configuration_markdown() -> str:
             kind = section_of(kind.model_fields[part].annotation)
         about = "" if kind is Config else " ".join(kind.__doc__.split()) + "\n\n"
         parts.append(
-            f"## {name}\n\n{about}| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+            "\n".join([f"## {name}\n\n{about}| key | type | default | meaning |\n|---|---|---|---|", *rows, ""])
         )
     return "\n".join(parts)
 

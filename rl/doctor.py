@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rl.provenance import installed as installed_versions
+from rl.rundir import installed as installed_versions
 
 if TYPE_CHECKING:
     from rollout.server.hardware import Hardware

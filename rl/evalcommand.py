@@ -29,8 +29,7 @@ from rl.build import model_context
 from rl.checkpoint import latest_checkpoint
 from rl.exits import Stopped, StopSignal
 from rl.progress import RunProgress
-from rl.provenance import result_file
-from rl.rundir import RunDir, open_run, write_json
+from rl.rundir import RunDir, open_run, result_file, write_json
 from rollout.client import ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
 from rollout.evalstore import EvalStore, answer_all

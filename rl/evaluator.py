@@ -11,8 +11,7 @@ from rewards.tasks.anatomy import read_tries
 from rewards.types import Problem, Split
 from rl.build import Setup
 from rl.progress import RunProgress
-from rl.provenance import result_file
-from rl.rundir import RunDir, write_json
+from rl.rundir import RunDir, result_file, write_json
 from rollout.budget import Budget, extend_thinking
 from rollout.collect import EVAL_STEP, Examiner, Scorer, gather_all, score_chain
 from rollout.evaluate import evaluate, make_cells

@@ -1,5 +1,4 @@
 """One batch of scored chains -> optimizer steps -> figures. accelerate lives here; the loop decides what comes when.
-
 Three policies: the *sampler* made the tokens, *old* is this model at the start of the batch, *current* is it now."""
 
 import math

@@ -1,5 +1,4 @@
 """The one loop: rollout -> reward -> learn -> push -> record, a step at a time, until the last step or a stop.
-
 What is saved at the end of step n is all that step n + 1 needs; whatever a crash cuts off is done again on --resume."""
 
 import itertools

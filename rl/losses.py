@@ -1,5 +1,4 @@
 """Policy losses per token, and how token losses become one number. T = trained tokens of a micro-batch.
-
 Nothing here divides by a size of the micro-batch: denominators come from outside, taken over the whole minibatch, so
 that the way a minibatch is cut into micro-batches can't change the gradient."""
 

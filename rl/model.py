@@ -1,5 +1,4 @@
 """Loading and saving the policy: local Hugging Face directories, safetensors only, every load names its dtype.
-
 With LoRA (Hu et al. 2021) the adapters lie on the layers of a plain transformers model, through peft, so that nothing
 else has to know: what trains is what has `requires_grad`, and what is pushed or saved is merged by `rl.sync`."""
 

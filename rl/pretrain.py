@@ -18,8 +18,7 @@ from rl.batch import flatten, pack
 from rl.config import Section
 from rl.model import load_policy, policy_logprobs, save_model
 from rl.progress import RunProgress
-from rl.provenance import command, versions
-from rl.rundir import write_json
+from rl.rundir import command, versions, write_json
 from rollout.chain import bare_chain, merge
 from rollout.prompt import Template
 from rollout.types import Chain, Completion

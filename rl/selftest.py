@@ -1,5 +1,4 @@
 """`ponder selftest`: proof, on the user's own model, that server and learner compute the same thing.
-
 What is compared and no more, and how the pattern of what differs names the cause: docs/decisions/selftest.md."""
 
 import asyncio

@@ -19,9 +19,8 @@ async def serve(config: Config) -> None:
     """Serve until SIGINT or SIGTERM (Stopped), or until the server dies (Fault)."""
     setup, run = prepare(config), RunDir(config.run_dir)
     key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
-    sync_dir = check_sync_dir(config.sync.dir)
+    sync_dir, log = check_sync_dir(config.sync.dir), run.path / "server.log"
     spec = server_spec(setup, sync_dir, weights=has_weights(config.model.path))
-    log = run.path / "server.log"
     print(f"starting vLLM on {config.model.path}; log in {log}", flush=True)
     starting = ServerProcess.start(spec, log=log, key=key, hardware=setup.hardware, timeout=config.server.start_timeout)
     with StopSignal() as stop:

@@ -11,8 +11,7 @@ from rl.build import Setup
 from rl.evaluation.axes import read_axes, summarise, verdicts
 from rl.evaluator import describe, headline, read_cells, read_groups
 from rl.metrics import means, read_metrics
-from rl.provenance import command, versions
-from rl.rundir import RunDir, write_json
+from rl.rundir import RunDir, command, versions, write_json
 from rl.scoring import COUNTS, audit_figures
 from rollout.evaluate import paired_gain, wilson
 from rollout.types import Chain, Group

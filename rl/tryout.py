@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rewards.answer import CLOSE, OPEN, final_answer
-from rewards.equality import as_text
+from rewards.answer import CLOSE, OPEN, as_text, final_answer
 from rewards.errors import BadInput
 from rewards.gold import first_problems, in_order
 from rewards.pool import RewardPool
@@ -72,9 +71,8 @@ def _complaint(kind: str, score: Score, must_accept: bool) -> str:
         return "no verdict"
     if kind != GOLD:
         return f"accepts {'no answer' if kind in HOSTILE else 'a near miss'}" if score.correct else ""
-    if score.status == "rejected":
-        return "gold hits a limit"
-    return "gold is not correct" if must_accept and not score.correct else ""
+    refused = "gold is not correct" if must_accept and not score.correct else ""
+    return "gold hits a limit" if score.status == "rejected" else refused
 
 
 def _responses(problems: list[tuple[Problem, str]]) -> Iterator[tuple[str, Problem, str]]:

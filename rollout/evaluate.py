@@ -91,7 +91,10 @@ def make_cell(
     ks = sorted({k for k in ks if k <= most} if ks is not None else {*(2**i for i in range(most.bit_length())), most})
     statuses = Counter(score.status for score in scores)
     outcomes = [_correct(some) for some in judged]
-    names, passed, best = [*map(str, ks)], [mean_pass_at_k(outcomes, k) for k in ks], [_best_of(judged, k) for k in ks]
+    names, passed, best = [*map(str, ks)], [mean_pass_at_k(outcomes, k) for k in ks], []
+    for k in ks:
+        values = [([s.value or 0.0 for _, s in some], _correct(some)) for some in judged if len(some) >= k]
+        best.append(float(np.mean([best_of_k(*each, k) for each in values])))
     return {
         **named,
         "n_problems": sum(map(bool, judged)),
@@ -188,11 +191,6 @@ def _majority(judged: Sequence[Judged], text_of: Callable[[Chain], str], k: int)
             hits.append(bool(votes) and next(correct for answer, correct in run if answer == votes[0][0]))
         means += [np.mean(hits)] if hits else []
     return float(np.mean(means))
-
-
-def _best_of(judged: Sequence[Judged], k: int) -> float:
-    enough = [samples for samples in judged if len(samples) >= k]
-    return float(np.mean([best_of_k([s.value or 0.0 for _, s in some], _correct(some), k) for some in enough]))
 
 
 def _levels(groups: Sequence[Group], judged: Sequence[Judged], name: str) -> dict[Any, dict[str, Any]]:

@@ -108,13 +108,18 @@ def generate(dataset: str, config: str, draw: int) -> dict[str, Any]:
     """The fields of a draw's problem: the first whose reference answer, if the data set has them, is judged right."""
     source, place = make_dataset(dataset, config), rules()[dataset].reference
     rng, last = random.Random(draw), ""
+
+    def plain(value: Any) -> Any:
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else None
+        return items if items is not None else value.tolist() if hasattr(value, "tolist") else str(value)
+
     for _ in range(TRIES):
         source.seed = source.config.seed = rng.getrandbits(31)
         random.seed(source.seed)  # some draw from the generator that all share
         try:
             entry = source[rng.randrange(source.size)]
             fields = {name: entry[name] for name in ("question", "answer", "metadata")}
-            question, answer, metadata = json.loads(json.dumps(fields, default=_plain)).values()
+            question, answer, metadata = json.loads(json.dumps(fields, default=plain)).values()
         except Exception as error:  # the library gives up on some seeds
             last = f"{type(error).__name__}: {error}"
             continue
@@ -126,9 +131,3 @@ def generate(dataset: str, config: str, draw: int) -> dict[str, Any]:
             return vars(problem)
         last = f"its reference answer {answer!r} is not right"
     raise BadInput(one_line(f"task 'gym:{dataset}': no problem in {TRIES} draws; {last}"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=str)
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -8,8 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rewards.answer import squeeze
-from rewards.equality import as_text
+from rewards.answer import as_text, squeeze
 from rewards.errors import BadInput, nearest
 from rewards.tasks.base import SPLITS, split_of
 from rewards.types import Problem, Split

@@ -63,9 +63,8 @@ class Fit:
 
 
 def fit_curve(compute: Array, accuracy: Array, deviation: Array, base: float, near: Fit | None = None) -> Fit:
-    """The curve through (0, `base`) nearest to points [n] with standard deviations [n]; one must have compute.
-    Bounds: A in [R0, 1], B in EXPONENTS, Cmid as MIDPOINTS says. `near` starts from another fit alone, for resamples.
-    """
+    """The curve through (0, `base`) nearest to points [n] with standard deviations [n]; one must have compute. Bounds:
+    A in [R0, 1], B in EXPONENTS, Cmid as MIDPOINTS says. `near` starts from another fit alone, for resamples."""
     compute, accuracy, deviation = (values[compute > 0] for values in (compute, accuracy, deviation))
     largest = float(compute.max())
     x = compute / largest

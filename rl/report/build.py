@@ -39,8 +39,7 @@ def render(record: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(figures, name) for name in ("number", "si", "share", "points", "duration")}
-    config, rows = record["config"], record["rows"]
-    bound = config.mismatch_bound if config else None
+    rows, bound = record["rows"], record["config"].mismatch_bound if record["config"] else None
     return environment.get_template("page.html.j2").render(
         record,
         axes=draw_axes(record["run"].path),

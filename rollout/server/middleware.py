@@ -1,5 +1,4 @@
 """The key at the door: vLLM's own --api-key leaves /update_weights, /pause, /collective_rpc and others open.
-
 vLLM imports the class by name (`--middleware`) and puts it outermost, so that nothing answers before it."""
 
 import hmac

@@ -60,11 +60,10 @@ class ServerProcess:
         cls, spec: ServerSpec, *, log: Path, key: str, hardware: Hardware, owned_dirs: Sequence[Path] = (),
         timeout: float = 600.0, on_wait: Callable[[float, str], None] | None = None, argv: Sequence[str] | None = None,
     ) -> Self:  # fmt: skip
-        """Start a server and wait for its /health.
-        `owned_dirs` are made here and removed when the server is stopped or this process dies. `on_wait` gets the
-        seconds waited and the log's last line. `argv` replaces vLLM's command line (tests).
-        Raises BadInput where vLLM is missing or the port taken, Fault where the server dies or isn't up in `timeout` s.
-        """
+        """Start a server and wait for its /health. `owned_dirs` are made here and removed when the server is stopped or
+        this process dies. `on_wait` gets the seconds waited and the log's last line. `argv` replaces vLLM's command
+        line (tests). Raises BadInput where vLLM is missing or the port taken, Fault where the server dies or isn't up
+        in `timeout` s."""
         check_startable(spec.port, needs_vllm=argv is None)
         arguments, additions = server_argv(spec, served_hardware(hardware))
         scratch = Path(tempfile.mkdtemp(prefix="ponder-"))  # vLLM leaves sockets in its TMPDIR when it is killed

@@ -1,5 +1,4 @@
 """The process between the trainer and the server: whatever dies first, and however, nothing is left behind.
-
 usage: supervisor.py [--owned=DIRECTORY …] -- COMMAND …; on stdout the server's pid, then `exit STATUS` when it is dead.
 When the trainer is gone or closes the pipe, the directories go, too. Why so: docs/decisions/server-process.md."""
 

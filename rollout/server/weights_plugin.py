@@ -1,5 +1,4 @@
 """vLLM plugin: the weight-transfer back end `ponder_file`, which reads a safetensors file both sides see.
-
 What it imports at module top is loaded already where vLLM calls its entry point; model code follows with an update."""
 
 import contextlib

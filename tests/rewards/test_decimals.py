@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rewards.equality import exact_match
+from rewards.answer import exact_match
 from rewards.tasks.arithmetic import Decimals
 from rewards.tasks.base import build
 

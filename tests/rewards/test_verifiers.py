@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewards.answer import exact_match, number, same
 from rewards.countdown import NotAnExpression, countdown, evaluate, tokenise
-from rewards.equality import exact_match, number, same
 from rewards.tasks.letters import letters
 from rewards.types import Problem
 

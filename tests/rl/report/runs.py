@@ -18,8 +18,7 @@ from rewards.types import Problem, Score
 from rl.build import Setup, prepare
 from rl.config import parse_config
 from rl.metrics import MetricsLog, rollout_metrics
-from rl.provenance import result_file
-from rl.rundir import RunDir, write_json
+from rl.rundir import RunDir, result_file, write_json
 from rl.summary import write_summary
 from rollout.evaluate import make_cell
 from rollout.prompt import Template

@@ -89,5 +89,5 @@ async def test_lifespan_events_pass() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    await RequireKey(app)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    await RequireKey(app)({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
