@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rl.rundir import installed as installed_versions
-
 if TYPE_CHECKING:
     from rollout.server.hardware import Hardware
 
@@ -48,6 +46,7 @@ def doctor(as_json: bool) -> int:
 
 def run_checks() -> list[Check]:
     """Every check on this machine, in the order of the table."""
+    from rl.rundir import installed as installed_versions
     from rollout.server.hardware import probe
 
     loopback = _check("loopback", "ports on 127.0.0.1 can be opened")  # server and trainer speak over it
