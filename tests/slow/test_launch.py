@@ -44,8 +44,9 @@ def test_a_server_that_cannot_start_is_refused_before_anything_changes(house: Ho
         port = taken.getsockname()[1]
         busy = house.train("busy", f"server.port={port}", "--overwrite")
         missing = house.train("missing", env={"HIDE": "vllm"})
-        assert len(busy.ends(2, str(port), "server.port").splitlines()) == 1
-    assert len(missing.ends(2, "vLLM is not installed", "make setup").splitlines()) == 1
+        refusals = busy.ends(2, str(port), "server.port"), missing.ends(2, "vLLM is not installed", "make setup")
+    for text in refusals:  # what the gold answers came to, and the refusal
+        assert [line.startswith("ponder: ") for line in text.splitlines()] == [False, True]
     assert old.read_text() == '{"step": 1}\n'
     assert not house.run("missing").config.exists()
 
