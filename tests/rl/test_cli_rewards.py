@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
@@ -17,8 +16,8 @@ from rl.rundir import RunDir
 from rollout.prompt import Template
 from rollout.store import SampleStore
 from rollout.types import Chain, FinishReason, Group
+from tests.rl.test_cli_data import BYTES, call
 
-BYTES = str(Path(__file__).parents[2] / "configs/models/bytes-tiny")
 PLUGIN = """
 def good(response, problem): return response.strip() == f"\\\\boxed{{{problem.answer}}}"
 def open_handed(response, problem): return 1.0
@@ -35,13 +34,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(app: Any, *arguments: str, stdin: str = "") -> Result:
-    result = CliRunner().invoke(app, list(arguments), input=stdin)
-    if isinstance(result.exception, BadInput):
-        raise result.exception
-    return result
 
 
 def test_rewards_list() -> None:
