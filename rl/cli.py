@@ -56,8 +56,8 @@ def config_docs(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where the file isn't current")] = False,
 ) -> None:
     """Write docs/configuration.md from the configuration's own fields."""
-    from rl.config_docs import configuration_markdown
     from rl.rundir import write_atomic
+    from rl.views import configuration_markdown
 
     text = configuration_markdown()
     if not check:
@@ -170,15 +170,7 @@ def tasks_list(as_json: AsJson = False) -> None:
     """List the built-in tasks with their parameters."""
     from rewards.tasks import list_tasks
 
-    rows = list_tasks()
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        print(f"{row['name']}: {row['description']}")
-        for name, parameter in row["parameters"].items():
-            print(f"    {name}={parameter['default']}  {parameter['help']}")
-    print("path.jsonl: problems of your own, one {prompt, answer, …} a line")
+    _show(as_json, "tasks_list", list_tasks())
 
 
 @tasks_app.command("sample", epilog="Example: ponder tasks sample 'countdown?numbers=3' -n 5 --split test")
@@ -194,12 +186,8 @@ def tasks_sample(
 
     task = load_task(name, seed)
     size = task.size(split)
-    problems = [task.problem(index, split) for index in range(count if size is None else min(count, max(1, size)))]
-    if as_json:
-        print(json.dumps([asdict(problem) for problem in problems], indent=1))
-        return
-    for p in problems:
-        print(f"{p.id}  (difficulty {p.difficulty:g})\n  prompt: {p.prompt}\n  answer: {p.answer}")
+    shown = range(count if size is None else min(count, max(1, size)))
+    _show(as_json, "tasks_sample", [asdict(task.problem(index, split)) for index in shown])
 
 
 @tasks_app.command("check", epilog="Example: ponder tasks check mine.jsonl -n 200")
@@ -222,21 +210,13 @@ def tasks_check(
     shown = _track(problems, "checking")
     found = _in_pool(lambda pool: score_gold(pool, task, shown, lambda p: p.reward), workers, time_limit)
     wrong = [gold for gold in found if not gold.score.correct]
-    count, right, seconds = len(found), len(found) - len(wrong), fmean(gold.seconds for gold in found)
     chains = [text for p in problems if isinstance(text := p.meta.get("gold"), str)]
     split = load_tokenizer(tokenizer).tokenize if tokenizer else str.split
-    tokens = fmean(len(split(text)) for text in chains) if chains else None
-    if as_json:
-        rows = [{"id": g.problem.id, "status": g.score.status, "detail": g.score.detail} for g in wrong]
-        row = {"task": name, "checked": count, "correct": right, "seconds_mean": seconds, "chain_tokens_mean": tokens}
-        print(json.dumps(row | {"wrong": rows}, indent=1))
-    else:
-        lines = [*map(str, wrong), f"{name}: {right} of {count} gold answers are correct ({right / count:.1%})"]
-        print(*lines, sep="\n", end=f", {seconds:.4f} s each\n")
-        if tokens is not None:
-            print(f"{name}: gold chains of {tokens:.0f} {'tokens' if tokenizer else 'words'} on average")
-        if dropped := getattr(task, "dropped", 0):
-            print(f"{name}: {dropped} rows dropped, since their content is held out in another split")
+    row = {"task": name, "checked": len(found), "correct": len(found) - len(wrong)}
+    row |= {"seconds_mean": fmean(gold.seconds for gold in found)}
+    row |= {"chain_tokens_mean": fmean(len(split(text)) for text in chains) if chains else None}
+    row |= {"wrong": [{"id": g.problem.id, "status": g.score.status, "detail": g.score.detail} for g in wrong]}
+    _show(as_json, "tasks_check", row, wrong, "tokens" if tokenizer else "words", getattr(task, "dropped", 0))
     if wrong:
         raise CheckFailed(name)
 
@@ -246,10 +226,7 @@ def rewards_list(as_json: AsJson = False) -> None:
     """List rewards that have a name, with the source of each."""
     from rewards.registry import list_rewards
 
-    rows = list_rewards()
-    lines = [f"{row['name']}: {row['source']}" for row in rows]
-    lines.append("and your own: module:function, path/file.py:function")
-    print(json.dumps(rows, indent=1) if as_json else "\n".join(lines))
+    _show(as_json, "rewards_list", list_rewards())
 
 
 @rewards_app.command("score", epilog="Example: ponder rewards score --reward my_rewards.py:reward < responses.jsonl")
@@ -311,11 +288,18 @@ def rewards_rescore(
     as_json: AsJson = False,
 ) -> None:
     """Score a run's stored chains with another reward, and show old and new verdicts side by side."""
-    from rl.tryout import describe, rescore, stored_chains
+    from rl.tryout import rescore, stored_chains
 
     spec, chains = _read_spec(reward), _track(stored_chains(run, steps, limit), "scoring")
     found = _in_pool(lambda pool: rescore(pool, run, spec, chains), workers, time_limit, memory_gb)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(describe(found, show)))
+    _show(as_json, "rescore", found, show)
+
+
+def _show(as_json: bool, view: str, data: Any, *more: Any) -> None:
+    """Print what a command found: JSON, or in words by a macro of rl/views.j2."""
+    from rl.views import words
+
+    print(json.dumps(data, indent=1) if as_json else words(view, data, *more).rstrip("\n"))
 
 
 def _read_spec(text: str) -> Any:

@@ -128,19 +128,3 @@ async def rescore(pool: RewardPool, path: Path, spec: Any, chains: Iterable[Stor
     moves = Counter(" -> ".join(row[side]["status"] for side in SIDES) for row in rows)
     agreement = {"share": same, "ci95": wilson(same, len(rows))}
     return found | {"agreement": agreement, "moves": dict(moves.most_common()), "changed": changed}
-
-
-def describe(found: dict[str, Any], shown: int) -> list[str]:
-    """What `rescore` found in words, with the first `shown` chains that changed."""
-    (low, high), changed = found["agreement"]["ci95"], found["changed"]
-    lines = [f"{found['run']}: {found['chains']} chains under {found['reward']}"]
-    lines += [f"{count:>8}  {move}" for move, count in found["moves"].items()]
-    for side in SIDES:
-        mean, correct = found[side].values()
-        lines.append(f"{side}: mean {'none' if mean is None else f'{mean:.4f}'}, pass@1 {correct:.4f}")
-    lines.append(f"as correct as before: {found['agreement']['share']:.4f} [{low:.4f}, {high:.4f}]")
-    for row in changed[:shown]:
-        moved = " -> ".join(f"{row[side]['status']} {row[side]['value']}" for side in SIDES)
-        reason = row["new"]["detail"]
-        lines.append(f"{row['id']}: {moved}  answer {row['answer']!r}, reference {row['reference']!r}  {reason}")
-    return [*lines, f"{len(changed)} chains changed"]

@@ -6,7 +6,7 @@ import pytest
 
 from rewards.errors import BadInput
 from rl.config import Config, dump_config, load_config, override_config, parse_config, walk_fields
-from rl.config_docs import configuration_markdown
+from rl.views import configuration_markdown
 
 BASE = {"model": {"path": "m"}, "task": "letters"}
 
