@@ -31,11 +31,11 @@ from rewards.tasks import load_task
 from rl.evalcommand import EvalRequest, make_exam, open_sampler, parse_request, resolve_target
 from rl.rundir import versions, write_json
 from rollout.collect import Examiner, gather_all
-from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
 from rollout.server.hardware import probe
+from rollout.store import EvalStore
 from rollout.types import Completion, Sampler
 
 BOUND = 1.15
@@ -87,11 +87,9 @@ async def full(request: EvalRequest, template: Template, sampler: Sampler, exact
             for spec in {repr(q.problem.reward): q.problem.reward for q in questions}.values():
                 await pool.load(spec)
             examiner = Examiner(sampler, template, pool, lambda problem: problem.reward, plan)
-            await answer_all(examiner, questions, kept, exact, lambda: None)
-        make_cells(
-            list(kept.groups.values()), plan, lambda p: task_of[p.id], text_of=template.response_text,
-            ks=request.ks, model=request.target, split=request.split,
-        )  # fmt: skip
+            await kept.answer(examiner, questions, exact, lambda: None)
+        names, groups = (request.target, request.split), list(kept.groups.values())
+        make_cells(groups, plan, lambda p: task_of[p.id], template.response_text, *names, request.ks)
     return time.monotonic() - began
 
 

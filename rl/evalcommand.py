@@ -32,13 +32,13 @@ from rl.progress import RunProgress
 from rl.rundir import RunDir, open_run, result_file, write_json
 from rollout.client import ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
-from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
 from rollout.prompt import Shot, Style, Template
 from rollout.server.argv import ServerSpec
 from rollout.server.hardware import probe
 from rollout.server.middleware import KEY_VARIABLE
 from rollout.server.process import ServerProcess, free_port
+from rollout.store import EvalStore
 from rollout.types import Sampler
 
 EvalRequest = SimpleNamespace  # the options of rl.cli.evaluate with the lists among them parsed, and `plan`
@@ -116,7 +116,7 @@ def run_eval(request: EvalRequest) -> None:
     asyncio.run(_answer(target, template, plan, questions, kept))
     cells = make_cells(
         [kept.groups[q.style, q.problem.id] for q in questions], plan, lambda problem: task_of[problem.id],
-        text_of=template.response_text, ks=request.ks, model=target.name, split=request.split,
+        template.response_text, target.name, request.split, request.ks,
     )  # fmt: skip
     result = result_file(cells)
     if out is not None:
@@ -202,7 +202,7 @@ async def _answer(target: Target, template: Template, plan: Plan, questions: lis
                 examiner = Examiner(sampler, template, pool, lambda problem: problem.reward, plan)
                 kept.begin()
                 with RunProgress(total, total - plan.samples * left) as progress:
-                    await answer_all(examiner, questions, kept, target.sampler == "transformers", progress.chain)
+                    await kept.answer(examiner, questions, target.sampler == "transformers", progress.chain)
 
     with StopSignal() as stop:
         try:

@@ -1,5 +1,6 @@
 """Evaluation inside a run: the same sampler, prompts and verifiers as training, on val and test."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,15 +14,16 @@ from rl.build import Setup
 from rl.progress import RunProgress
 from rl.rundir import RunDir, result_file, write_json
 from rollout.budget import Budget, extend_thinking
-from rollout.collect import EVAL_STEP, Examiner, Scorer, gather_all, score_chain
-from rollout.evaluate import evaluate, make_cells
-from rollout.prompt import read_json
+from rollout.collect import EVAL_STEP, Examiner, Plan, Scorer, collect, gather_all, score_chain
+from rollout.evaluate import at_budget, make_cells, style_of
+from rollout.prompt import Style, read_json
 from rollout.sampling import SamplingParams, request_seed
 from rollout.store import SampleStore, read
 from rollout.types import Chain, Group, Sampler
 
 Cells = list[dict[str, Any]]
 
+STYLES: tuple[Style, ...] = ("cot", "direct")  # that are asked for; answers at once only beside budgets
 VOTES = 4  # chains a problem of the base for the majority that costs as much as one final chain (`base-votes`)
 
 
@@ -40,15 +42,16 @@ class Evaluator:
         setup, config, progress = self.setup, self.setup.config, self.progress
         caps = tuple(dict.fromkeys([*budgets, None])) if budgets else (config.budget.think,)
         plan = replace(setup.plan, samples=samples or config.eval.samples, budgets=caps)
-        measure = partial(
-            evaluate, setup.eval_problems(split), Examiner(sampler, setup.template, self.pool, setup.spec_of, plan),
-            task_of=partial(source_of, setup.task), model=label, split=split,
-            on_progress=lambda done, total: progress.phase(f"evaluating {done}/{total}"),
-        )  # fmt: skip
-        cells, groups = await measure()
-        if budgets:
-            cells += (await measure(style="direct"))[0]
-        self._store(label, split, cells, groups)
+        plan.check(setup.template)
+        examiner = Examiner(sampler, setup.template, self.pool, setup.spec_of, plan)
+        problems, styles = setup.eval_problems(split), STYLES if budgets else STYLES[:1]
+        done, total = itertools.count(1), len(styles) * len(problems) * plan.samples
+
+        def on_chain() -> None:
+            progress.phase(f"evaluating {next(done)}/{total}")
+
+        found = [await collect(problems, examiner, style, on_chain) for style in styles]
+        self._store(label, split, plan, [group for groups in found for group in groups])
 
     async def run_patient(self, sampler: Sampler) -> None:
         """The control base-patient, what patience alone buys: `base`, each close taken back until a hit is claimed."""
@@ -69,17 +72,16 @@ class Evaluator:
 
         chains = iter(await gather_all(go_on(g.problem, k, chain) for g in base for k, chain in enumerate(g.chains)))
         groups = [Group(g.problem, [next(chains) for _ in g.chains], g.step) for g in base]
-        cells = make_cells(
-            groups, replace(plan, samples=len(groups[0].chains), budgets=(None,)), partial(source_of, setup.task),
-            text_of=template.response_text, ks=None, model=label, split="test",
-        )  # fmt: skip
-        self._store(label, "test", cells, groups)
+        self._store(label, "test", replace(plan, samples=len(groups[0].chains), budgets=(None,)), groups)
 
-    def _store(self, label: str, split: Split, cells: Cells, groups: list[Group]) -> None:
-        samples = samples_path(self.run, label)
+    def _store(self, label: str, split: Split, plan: Plan, groups: list[Group]) -> None:
+        """Keep the cells, and the thinking chains at the largest budget."""
+        task_of, text_of = partial(source_of, self.setup.task), self.setup.template.response_text
+        cells, samples = make_cells(groups, plan, task_of, text_of, label, split), samples_path(self.run, label)
         samples.parent.mkdir(parents=True, exist_ok=True)
         samples.unlink(missing_ok=True)  # of an evaluation that was killed
-        SampleStore(samples).append(0, groups)
+        longest = [at_budget(group, plan.descending[0]) for group in groups if style_of(group) == STYLES[0]]
+        SampleStore(samples).append(0, longest)
         write_json(self.run.eval / f"{label}.json", result_file(cells))
         self.progress.say(f"{label} on {split}: {describe(headline(cells))}")
 

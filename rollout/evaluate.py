@@ -1,6 +1,5 @@
 """Sample + score -> evaluation cells with intervals: torch-free, works against any Sampler."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,30 +11,14 @@ import numpy as np
 from rewards.answer import final_answer
 from rewards.errors import Fault
 from rewards.types import Problem, Score
-from rollout.collect import Examiner, Plan, collect
+from rollout.collect import Plan
 from rollout.prompt import Style
 from rollout.types import Chain, Group
 
+TaskOf: TypeAlias = Callable[[Problem], str]
+TextOf: TypeAlias = Callable[[Chain], str]
+Ks: TypeAlias = Sequence[int] | None
 Judged: TypeAlias = list[tuple[Chain, Score]]  # the samples of one problem that neither errored nor were skipped
-
-
-async def evaluate(
-    problems: Sequence[Problem],
-    examiner: Examiner,
-    *,
-    style: Style = "cot",
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    **named: Any,
-) -> tuple[list[dict[str, Any]], list[Group]]:
-    """Cells for each task and budget (in the plan's order), and the groups at the largest budget (None above all).
-    `on_progress(done, all)` counts chains, `named` goes on to `make_cells`. Raises what `collect` raises, and BadInput
-    for budgets without thinking."""
-    plan, template = examiner.plan.of(style), examiner.template
-    plan.check(template)
-    done, total = itertools.count(1), len(problems) * plan.samples
-    groups = await collect(problems, examiner, style, lambda: on_progress(next(done), total))
-    cells = make_cells(groups, plan, text_of=template.response_text, **named)
-    return cells, [at_budget(group, plan.descending[0]) for group in groups]
 
 
 def style_of(group: Group) -> str:
@@ -52,14 +35,7 @@ def at_budget(group: Group, budget: int | None) -> Group:
 
 
 def make_cells(
-    groups: Sequence[Group],
-    plan: Plan,
-    task_of: Callable[[Problem], str],
-    *,
-    text_of: Callable[[Chain], str],
-    ks: Sequence[int] | None = None,
-    model: str,
-    split: str,
+    groups: Sequence[Group], plan: Plan, task_of: TaskOf, text_of: TextOf, model: str, split: str, ks: Ks = None
 ) -> list[dict[str, Any]]:
     """A cell for each style, `task_of(problem)` and budget, in the order of the questions, from `Examiner.ask`.
     `ks` of pass@k and majority@k are by default powers of two up to the plan's samples, and that."""
@@ -76,9 +52,7 @@ def make_cells(
     ]  # fmt: skip
 
 
-def make_cell(
-    groups: Sequence[Group], text_of: Callable[[Chain], str], ks: Sequence[int] | None = None, **named: Any
-) -> dict[str, Any]:
+def make_cell(groups: Sequence[Group], text_of: TextOf, ks: Ks = None, **named: Any) -> dict[str, Any]:
     """One evaluation cell from scored groups of one task. Samples that errored or were skipped are left out. `named`
     are the keys that say what was asked: model, task, split, prompt, budget, k, temperature. `outcomes` is [[correct,
     judged], ...], a pair a group, in order: intervals resample problems, paired across cells. `best_of@k` is there
@@ -179,7 +153,7 @@ def _correct(samples: Judged) -> list[bool]:
     return [score.correct for _, score in samples]
 
 
-def _majority(judged: Sequence[Judged], text_of: Callable[[Chain], str], k: int) -> float:
+def _majority(judged: Sequence[Judged], text_of: TextOf, k: int) -> float:
     """majority@k: the share of disjoint runs of `k` samples whose most frequent answer is correct, then the mean over
     problems; ties go to the answer seen first, no answer has no vote."""
     means = []

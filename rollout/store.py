@@ -1,22 +1,29 @@
-"""samples.jsonl.zst: every chain of a run, one zstd frame a step, one line a group. Written, read back, replayed.
+"""samples.jsonl.zst: every chain of a run, one zstd frame a step, one line a group. Written, read back, replayed; those
+of an evaluation also gone on with where it was cut off.
 `zstdcat samples.jsonl.zst` shows it. A frame that was cut off while it was written is as if it had never begun."""
 
+import asyncio
 import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from rewards.errors import Fault
+from rewards.errors import BadInput, Fault
 from rewards.types import Problem, Score
+from rollout.collect import Examiner, Question, gather_all
+from rollout.evaluate import style_of
 from rollout.types import Chain, Group
 
-CHUNK = 1 << 20  # bytes read at a time
+READ_SIZE = 1 << 20  # bytes read at a time
+CHUNK = 128  # chains that an exact sampler is asked for together
+IN_FLIGHT = 512  # chains under way at once with a server: more than it decodes, so that it never waits for the longest
 
 
 class SampleStore:
@@ -45,18 +52,74 @@ class SampleStore:
                 raise
 
 
+class EvalStore:
+    """The answered questions of one evaluation, by prompt style and problem id: in a file, or in memory alone. The file
+    is a sample file whose first frame holds the request."""
+
+    def __init__(self, path: Path | None, request: dict[str, Any], resume: bool) -> None:
+        """Read back what `resume` goes on from. Raises BadInput where the file is of another `request` (plain JSON)."""
+        self.path, self.request = path, json.loads(json.dumps(request))
+        self.groups: dict[tuple[str, str], Group] = {}
+        self._frames = 0  # in the file
+        if path is None or not resume or not path.exists():
+            return
+        first = next(_frames(path), None)
+        found = first and json.loads(first[2][0]).get("request")
+        if not found:
+            raise BadInput(f"{path} holds no evaluation that can be gone on with; drop --resume to start anew")
+        for key in {**found, **self.request}:
+            was, asked = (json.dumps(one.get(key)) for one in (found, self.request))
+            if was != asked:
+                raise BadInput(
+                    f"{path} was made with {key} {was}, not {asked}; drop --resume to start anew, or give another --out"
+                )
+        self._frames = 1 + truncate(path, sys.maxsize)  # without one that was cut off while it was written
+        for _, groups in read(path):
+            self.groups |= {(style_of(group), group.problem.id): group for group in groups}
+
+    def begin(self) -> None:
+        """Right before the first question is asked: whatever stood in the file goes, unless it is gone on with."""
+        if self.path is not None and not self._frames:
+            self.path.unlink(missing_ok=True)
+            SampleStore(self.path).append(0, [], request=self.request)
+            self._frames = 1
+
+    def unanswered(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions whose answers are not kept."""
+        return [question for question in questions if (question.style, question.problem.id) not in self.groups]
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Keep the answers to some questions, on the disk when this returns."""
+        if self.path is not None:
+            SampleStore(self.path).append(self._frames, groups)
+            self._frames += 1
+        self.groups |= {(style_of(group), group.problem.id): group for group in groups}
+
+    async def answer(
+        self, examiner: Examiner, questions: Sequence[Question], exact: bool, on_chain: Callable[[], None]
+    ) -> None:
+        """Have every question answered that is not kept yet; all are in the end. `exact`: the sampler gives the same
+        bits where it is asked the same at once (transformers), so questions go in fixed chunks, one after another, and
+        an interrupted evaluation ends as a whole one does. Else IN_FLIGHT chains are under way at any time. Raises what
+        `collect` raises; what is done by then is kept."""
+        samples = examiner.plan.samples
+        size = max(1, CHUNK // samples) if exact else 1
+        chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
+        slots = asyncio.Semaphore(1 if exact else max(1, IN_FLIGHT // samples))
+
+        async def answer(chunk: Sequence[Question]) -> None:
+            async with slots:
+                self.add(await gather_all(examiner.ask(question, on_chain) for question in chunk))
+
+        await gather_all(answer(chunk) for chunk in chunks if self.unanswered(chunk))
+
+
 def read(path: str | Path, step: int | None = None) -> Iterator[tuple[int, list[Group]]]:
     """(step, groups) of each whole frame, in order; of one step alone where it is given."""
     for _, number, lines in _frames(Path(path)):
         if step in (None, number):
             rows = [row for row in map(json.loads, lines) if "problem" in row]
             yield number, [Group(Problem(**r["problem"]), [*map(chain_from_json, r["chains"])], number) for r in rows]
-
-
-def read_request(path: str | Path) -> dict[str, Any] | None:
-    """The head that an evaluation's file begins with; None where a file begins otherwise."""
-    first = next(_frames(Path(path)), None)
-    return None if first is None else json.loads(first[2][0]).get("request")
 
 
 def truncate(path: str | Path, last_step: int) -> int:
@@ -97,7 +160,7 @@ def _frames(path: Path) -> Iterator[tuple[int, int, list[bytes]]]:
     end, rest, parts = 0, b"", []
     decoder = zstandard.ZstdDecompressor().decompressobj()
     with open(path, "rb") as file:
-        while chunk := rest or file.read(CHUNK):
+        while chunk := rest or file.read(READ_SIZE):
             try:
                 parts.append(decoder.decompress(chunk))
             except zstandard.ZstdError as error:

@@ -88,9 +88,8 @@ def store(setup, run: RunDir, label: str, groups: list[Group]) -> None:
     run.eval.mkdir(parents=True, exist_ok=True)
     SampleStore(samples_path(run, label)).append(0, groups)
     plan, task_of = replace(setup.plan, samples=1, budgets=(None,)), partial(source_of, setup.task)
-    texts = {"text_of": setup.template.response_text, "ks": None}
     if all(chain.score for group in groups for chain in group.chains):
-        cells = make_cells(groups, plan, task_of, **texts, model=label, split="test")
+        cells = make_cells(groups, plan, task_of, setup.template.response_text, label, "test")
         write_json(run.eval / f"{label}.json", {"cells": cells})
 
 

@@ -20,10 +20,9 @@ from rewards.tasks import load_task
 from rl import evalcommand
 from rl.evalcommand import EvalRequest, parse_request, parse_tasks, worked_examples
 from rl.progress import RunProgress
-from rollout import evalstore
-from rollout.evalstore import EvalStore
+from rollout import store
 from rollout.server.middleware import KEY_VARIABLE
-from rollout.store import read
+from rollout.store import EvalStore, read
 from tests.models import tiny_model
 from tests.rl.test_cli import ROOT, ponder, refused
 
@@ -137,7 +136,7 @@ def test_the_same_twice_gives_the_same_and_a_kill_changes_nothing(
 def test_a_signal_keeps_what_is_done(
     capsys: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    monkeypatch.setattr(evalstore, "CHUNK", 4)
+    monkeypatch.setattr(store, "CHUNK", 4)
     whole, out = tmp_path / "whole.json", tmp_path / "e.json"
     assert ponder("eval", model, *SMALL, "--out", str(whole)) == 0
     with monkeypatch.context() as patched:

@@ -12,13 +12,12 @@ import pytest
 
 from rewards.errors import BadInput
 from rewards.types import Problem
-from rollout import evalstore, store
+from rollout import store
 from rollout.collect import Examiner, Plan, Question, make_questions
-from rollout.evalstore import EvalStore, answer_all
 from rollout.evaluate import make_cells
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
-from rollout.store import SampleStore, read
+from rollout.store import EvalStore, SampleStore, read
 from rollout.types import Completion
 from tests.fakes import FakePool, FakeSampler, word_tokenizer
 
@@ -51,7 +50,7 @@ class Dying(FakeSampler):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("CHUNK", 6), ("IN_FLIGHT", 6)):
-        monkeypatch.setattr(evalstore, name, value)
+        monkeypatch.setattr(store, name, value)
 
 
 def examiner(sampler: Any, plan: Plan = PLAN) -> Examiner:
@@ -67,15 +66,13 @@ async def answers(
 ) -> EvalStore:
     kept = EvalStore(path, REQUEST, resume)
     kept.begin()
-    await answer_all(examiner(sampler), QUESTIONS, kept, exact, on_chain)
+    await kept.answer(examiner(sampler), QUESTIONS, exact, on_chain)
     return kept
 
 
 def cells(kept: EvalStore) -> list[dict[str, Any]]:
     groups = [kept.groups[q.style, q.problem.id] for q in QUESTIONS]
-    return make_cells(
-        groups, PLAN, lambda p: p.task, text_of=TEMPLATE.response_text, ks=[1, 2], model="m", split="test"
-    )
+    return make_cells(groups, PLAN, lambda p: p.task, TEMPLATE.response_text, "m", "test", [1, 2])
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -154,4 +151,3 @@ async def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     SampleStore(path).append(0, list((await answers(None, Dying())).groups.values()))
     with pytest.raises(BadInput, match="no evaluation that can be gone on with"):
         EvalStore(path, REQUEST, resume=True)
-    assert store.read_request(path) is None

@@ -17,11 +17,12 @@ from rewards.answer import final_answer
 from rewards.errors import BadInput, Fault
 from rewards.types import Problem, Score, Status
 from rollout.chain import bare_chain
-from rollout.collect import Examiner, Plan
+from rollout.collect import Examiner, Plan, collect
 from rollout.evaluate import (
+    at_budget,
     best_of_k,
-    evaluate,
     make_cell,
+    make_cells,
     mean_pass_at_k,
     paired_gain,
     pass_at_1,
@@ -187,18 +188,19 @@ async def run(sampler: Any, pool: Any = None, **options: Any) -> Any:
     plan = replace(Plan(2, 1.0, (None,), max_tokens=64, answer=4, seed=0), **{n: options.pop(n) for n in names})
     pool = pool or FakePool(lambda response, problem: final_answer(response) == "5")
     examiner = Examiner(sampler, options.pop("template", TEMPLATE), pool, lambda p: None, plan)
-    problems = options.pop("problems", PROBLEMS)
-    return await evaluate(problems, examiner, task_of=lambda p: p.task, model="m", split="test", **options)
+    style = options.pop("style", "cot")
+    plan.check(examiner.template)
+    groups = await collect(options.pop("problems", PROBLEMS), examiner, style, options.pop("on_chain", lambda: None))
+    cells = make_cells(groups, plan, lambda p: p.task, examiner.template.response_text, "m", "test", **options)
+    return cells, [at_budget(group, plan.of(style).descending[0]) for group in groups]
 
 
 class TestEvaluate:
     async def test_cells_over_budgets(self) -> None:
         sampler = counting_policy(NEEDS)
-        progress: list[tuple[int, int]] = []
+        progress: list[int] = []
         budgets = [0, 16, 32, None]
-        cells, groups = await run(
-            sampler, budgets=budgets, on_progress=lambda done, total: progress.append((done, total))
-        )
+        cells, groups = await run(sampler, budgets=budgets, on_chain=lambda: progress.append(1))
         assert [cell["budget"] for cell in cells] == budgets
         # thinking of 2, 12, 22 and 32 tokens; the close itself must fit within the cap, too
         assert [cell["pass@1"] for cell in cells] == [0, 0.5, 1.0, 1.0]
@@ -206,7 +208,7 @@ class TestEvaluate:
         assert [cell["tokens_mean"] for cell in cells] == [2, (5 + 15 + 18 + 18) / 4, (5 + 15 + 25 + 34) / 4, 20]
         assert [c.id for c in groups[0].chains] == ["cot/p2/0", "cot/p2/1"]
         assert (groups[0].step, groups[3].chains[0].sampled_count) == (0, 35)
-        assert progress == [(i, 8) for i in range(1, 9)]
+        assert len(progress) == 8
 
     async def test_thinking_is_sampled_once_and_only_cut_answers_anew(self) -> None:
         sampler = counting_policy(NEEDS)

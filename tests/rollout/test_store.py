@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_no_half_frame(written: Path, monkeypatch: pytest.
 
 
 def test_frames_larger_than_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.store.CHUNK", 16)
+    monkeypatch.setattr("rollout.store.READ_SIZE", 16)
     store = SampleStore(tmp_path / "s.zst")
     store.append(1, groups(1, count=5))
     store.append(2, groups(2))
