@@ -4,18 +4,16 @@ relations and "union" among them. Structures: ("list" | "set" | "()" | "[)" | â€
 
 import re
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-import yaml
-
+from rewards import table
 from rewards.answer import boxed
 
 MAX_LENGTH = 1000
 Node = tuple[Any, ...]
 
-_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_TABLE = table("latex")
 FUNCTIONS, GREEK = _TABLE["functions"].split(), _TABLE["greek"].split()
 CONSTANTS: dict[str, str] = _TABLE["constants"]
 NAMES = {*FUNCTIONS, *GREEK, *CONSTANTS}

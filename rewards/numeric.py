@@ -2,48 +2,26 @@
 What a model wrote reaches pint only as names, one-digit exponents and * / ( ): its parser would work out `9**9**9`."""
 
 import re
-import unicodedata
+from decimal import ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
+from rewards import table
 from rewards.answer import as_text, final_answer
 from rewards.errors import BadInput
 from rewards.types import Problem, Score
 
 MAX_LENGTH, MAX_UNIT = 200, 60  # characters of an answer and of its unit: they bound the digits of exact arithmetic
-_CHARACTERS = str.maketrans(
-    dict.fromkeys("\u2212\u2013\u2012\u2011", "-") | dict.fromkeys("\u00a0\u2007\u2009\u202f~", " ")
-    | dict.fromkeys("⋅∙•", "·")
-    | {"\u00d7": "*", "μ": "µ", "Ω": "Ω", "Å": "Å", "º": "°", "℃": "°C", "℉": "°F", "π": " pi", "$": None}
-)  # fmt: skip
-_COMMANDS = {"times": "*", "cdot": "·", "Omega": "Ω", "pi": " pi", "%": "%", "approx": "≈", "sim": "≈", "mu": "µ"}
-_REWRITES: Any = (  # to plain text, in this order, each in linear time
-    (r"[⁺⁻⁰¹²³⁴-⁹]+", lambda m: "^" + unicodedata.normalize("NFKC", m[0]).translate(_CHARACTERS)),
-    (r"\\(?:[,;:! ]|(?:q?quad|left|right)\b)", " "),
-    (r"(?<=\d)\{,\}(?=\d)", ","),
-    (r"\*\*", "^"),
-    (r"\s*\^\s*(?:[{(]\s*([+-]?\d+)\s*[)}])?", r"^\1"),
-    (r"\\(?:text|math|operatorname)[a-z]{0,6}\s*\{([^{}]*)\}", r" \1"),
-    (r"\^?\{?\\(?:circ|degree)\b\}?", "°"),
-    (r"\\(times|cdot|Omega|pi|%|approx|sim|mu)(?![a-z])", lambda m: _COMMANDS[m[1]]),
-    (r"µ +", "µ"),
-    (r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2"),
-    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" (\1)/(\2)"),
-    (r"(?i:(?:°|\bdeg(?:ree)?s?\b)\s*(celsius|fahrenheit|kelvin|[CFK])\b)", lambda m: f"deg{m[1][0].upper()}"),
-    (r"(?i:\b(square|sq|cubic|cu)\.?\s+)([A-Za-z]+)", lambda m: f"{m[2]}^{2 if m[1][0] in 'sS' else 3}"),
-    (r"(?i:\s*\b(squared|cubed)\b)", lambda m: "^2" if m[1][0] in "sS" else "^3"),
-    (r"\bper\b", "/"),
-    (r"^\s*(?:[A-Za-z][A-Za-z ]{0,30}:|pH\b|about\b|approx(?:imately|\.)?(?= )|around\b|roughly\b)", ""),
-)
+_TABLE = table("numeric")
+_CHARACTERS, _ALIASES = str.maketrans(_TABLE["characters"]), _TABLE["units"]
+_REWRITES = [(re.compile(old), new) for old, new in _TABLE["rewrites"]]
 _NUMBER = re.compile(
     r"(?a)\s*([+-]?)\s*(?:(?:(\d+) +)?(\d+) ?/ ?(\d+)|((?:\d{1,3}(?:[ ,]\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
     r"(?:[eE]([+-]?\d{1,3})(?!\d)|\s*[*x·]\s*10\^([+-]?\d{1,3}))?|10\^([+-]?\d{1,3}))(?![\d.,^])"
 )
 _NAME = r"([A-Za-zµΩÅ°%‰]+)(?:\^?([+-]?[1-9])(?!\d))?"
 _TOKEN = re.compile(rf"{_NAME}|[*·() ]|/(?!\s*/)|1(?=\s*/)", re.ASCII)
-# the last three are to pint attometers per second, absorbance and numbers
-_ALIASES = {"%": "percent", "‰": "permille", "rev": "turn", "amps": "ampere", "AU": "au", "Nm": "newton*meter"}
 
 
 def numeric(response: str, problem: Problem) -> Score:
@@ -84,17 +62,15 @@ def close(value: Fraction, reference: Fraction, meta: dict[str, Any]) -> bool:
 
 def round_figures(value: Fraction, figures: int) -> Fraction:
     """Rounded to so many significant figures, halves away from zero; exact."""
-    size = abs(value)
-    digits = len(str(size.numerator)) - len(str(size.denominator))  # 10^digits <= size, or one digit fewer
-    step = Fraction(10) ** (digits + (size >= Fraction(10) ** digits) - figures)
-    return (size / step + Fraction(1, 2)) // 1 * step * (1 if value >= 0 else -1)
+    context = Context(prec=figures, rounding=ROUND_HALF_UP)
+    return Fraction(context.divide(Decimal(value.numerator), Decimal(value.denominator)))
 
 
 def tidy(text: str) -> str:
     """LaTeX, typography and words ("square", "per") in the plain form that `read` and `read_unit` know."""
-    text = text.translate(_CHARACTERS)
-    for pattern, replacement in _REWRITES:
-        text = re.sub(pattern, replacement, text)
+    text = re.sub("([⁺⁻⁰¹²³⁴-⁹]+)", r"^\1", text).translate(_CHARACTERS)
+    for pattern, new in _REWRITES:
+        text = pattern.sub(new, text)
     return text.strip()
 
 

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from rewards import table
 from rewards.answer import after_thinking, as_text, final_answer, number, with_open_tag
 from rewards.countdown import countdown
 from rewards.errors import BadInput, nearest, one_line
@@ -83,14 +81,8 @@ class Puzzle:
 
 
 @functools.cache
-def table(name: str) -> Any:
-    """A data file of this package."""
-    return yaml.safe_load(Path(__file__).with_name(name).read_text())
-
-
-@functools.cache
 def rules() -> dict[str, Rule]:
-    return {name: Rule(**line) for name, line in table("puzzles.yaml").items()}
+    return {name: Rule(**line) for name, line in table("puzzles").items()}
 
 
 def read_answer(response: str, problem: Problem, lines: bool = True) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rewards import table
 from rewards.errors import BadInput, nearest, one_line
 from rewards.judge import to_score
 from rewards.types import Extras, Problem, Score
@@ -19,24 +20,7 @@ from rewards.types import Extras, Problem, Score
 GROUP = "ponder.rewards"
 TRL_NAMES = frozenset({"prompts", "completions", "completion_ids"})  # parameters that none of our own rewards has
 COLUMNS = ("id", "task", "difficulty", "subtask", "answer")  # of a problem, passed to TRL-style functions beside meta
-BUILT_IN = {
-    "choice": "rewards.choice:choice",
-    "citation": "rewards.format:citation",
-    "code": "rewards.code:Code",
-    "countdown": "rewards.countdown:countdown",
-    "crossword": "rewards.constraint:crossword",
-    "exact_match": "rewards.answer:exact_match",
-    "format": "rewards.format:format",
-    "gate": "rewards.compose:gate",
-    "gym": "rewards.puzzle:Puzzle",
-    "length": "rewards.length:length",
-    "letters": "rewards.tasks.letters:letters",
-    "math": "rewards.math:math",
-    "numeric": "rewards.numeric:numeric",
-    "overlong": "rewards.length:overlong",
-    "poem": "rewards.constraint:poem",
-    "weighted": "rewards.compose:weighted",
-}
+BUILT_IN: dict[str, str] = table("names")
 
 
 def load_reward(spec: Any) -> Callable[..., Any]:

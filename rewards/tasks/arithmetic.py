@@ -4,11 +4,10 @@ import random
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards import table
 from rewards.tasks.base import MAX_STEP, OPERATIONS, Generator, number, style
 from rewards.types import Problem
 
-PLAIN = "Start with {start}, then {chain}. What is the result? Write only the number between <answer> and </answer>."
-WHICH = "Which is larger, {} or {}? Write only the number between <answer> and </answer>."
 VERBS = {"+": "add", "-": "subtract", "*": "multiply by"}
 
 
@@ -35,7 +34,8 @@ class Arithmetic(Generator):
         words = str(start)
         for k, (operator, operand) in enumerate(steps):
             words = f"( {words} ) {operator} {operand}" if k else f"{words} {operator} {operand}"
-        plain = PLAIN.format(start=start, chain=", ".join(f"{VERBS[operator]} {n}" for operator, n in steps))
+        chain = ", ".join(f"{VERBS[operator]} {n}" for operator, n in steps)
+        plain = table("prompts")["arithmetic"].format(start=start, chain=chain)
         prompt = plain if self.style == "plain" else f"{words} ="
         key = str(start) + "".join(f"{operator}{n}" for operator, n in steps)
         subtask = f"{count} operation{'s' if count > 1 else ''}"
@@ -59,8 +59,9 @@ class Decimals(Generator):
         larger, smaller = sorted(pair, key=Fraction, reverse=True)
         order = (len(larger) > len(smaller)) - (len(larger) < len(smaller))
         places = max(map(len, pair)) - len(f"{whole}.")
+        prompt = table("prompts")["decimals"].format(*pair)
         subtask = ("as many places", "the longer is larger", "the shorter is larger")[order]
-        return Problem("", self.base, WHICH.format(*pair), larger, f"{smaller} < {larger}", float(places), subtask)
+        return Problem("", self.base, prompt, larger, f"{smaller} < {larger}", float(places), subtask)
 
     def gold(self, problem: Problem) -> str:
         return f"<answer>{problem.answer}</answer>"

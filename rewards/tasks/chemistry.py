@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from rewards.puzzle import table
+from rewards import table
 from rewards.tasks.base import Generator
 from rewards.types import Problem
 
 KW = 1e-14  # at 25 °C
-DATA = table("chemistry.yaml")
+DATA = table("chemistry")
 MASSES = {name: Fraction(mass) for name, mass in DATA["masses"].items()}  # g/mol
 REACTIONS = DATA["reactions"]
-KINDS = {"strong": 1.0, "weak": 2.0, "buffer": 3.0, "diprotic": 4.0, "stoichiometry": 3.0}  # and their difficulty
-ASK = "What is the pH at 25 °C (Kw = 1.0e-14), to two decimals? Write only the number between <answer> and </answer>."
+KINDS: dict[str, float] = DATA["kinds"]  # and their difficulty
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,14 @@ def ph(ions: float, concentration: float = 0.0, top: int = 0, constants: Sequenc
     ions: charge of those that take no part (Na+ +1, Cl- -1). Of the solute: how much in all its forms, the charge of
     the most protonated one and the constants Ka of its protons, one after the other."""
 
+    from scipy.optimize import bisect
+
     def charge(h: float) -> float:  # rises with [H+]
         forms = [math.prod(k / h for k in constants[:n]) for n in range(len(constants) + 1)]
         lost = sum(n * form for n, form in enumerate(forms)) / sum(forms)
         return ions + h - KW / h + concentration * (top - lost)
 
-    low, high = -2.0, 16.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if charge(10**-middle) > 0 else (low, middle)
-    return (low + high) / 2
+    return float(bisect(lambda value: charge(10**-value), -2.0, 16.0))
 
 
 def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, float | str]]:
@@ -67,7 +64,7 @@ def _ph(kind: str, rng: random.Random) -> tuple[str, str, dict[str, float | str]
         value = ph(added if acid else -added, c + added, 0 if acid else 1, [ka])
         what = f"the weak {'acid' if acid else 'base'} {name} ({'Ka' if acid else 'Kb'} = {constant})"
         what += f" and {salt} mol/L of its {'Na' if acid else 'Cl'} salt" if added else ""
-    return f"A solution in water holds {amount} mol/L of {what}. {ASK}", f"{value:.3f}", {"abs_tol": 0.01}
+    return table("prompts")["ph"].format(amount, what), f"{value:.3f}", {"abs_tol": 0.01}
 
 
 def sides(equation: str) -> list[dict[str, int]]:
@@ -96,8 +93,5 @@ def _mass(rng: random.Random) -> tuple[str, str, dict[str, float | str]]:
     product = rng.choice(list(products))
     given = " and ".join(f"{float(amount):.1f} g of {name}" for name, amount in grams.items())
     masses = ", ".join(f"{name} {float(molar_mass(name)):g}" for name in reactants | products)
-    text = (
-        f"How many grams of {product} form from {given}, by {equation}? Molar masses in g/mol: {masses}. Give at least "
-        "three significant figures. Write only the number between <answer> and </answer>."
-    )
+    text = table("prompts")["mass"].format(product=product, given=given, equation=equation, masses=masses)
     return text, f"{float(product_mass(equation, grams, product)):.6g}", {"rel_tol": 0.005, "unit": "g"}

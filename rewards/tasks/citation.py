@@ -3,15 +3,11 @@
 import random
 from dataclasses import dataclass
 
-from rewards.puzzle import table
+from rewards import table
 from rewards.tasks.base import Generator, number
 from rewards.types import Problem
 
-DATA = table("citation.yaml")
-ASK = (
-    "Quote the sentence that shows it word for word, in double quotes and followed by the document's number, as in "
-    '"…" [1]; then write only the answer between <answer> and </answer>.'
-)
+DATA = table("citation")
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Citation(Generator):
         listed = "\n".join(f"[{n}] {text}" for n, text in enumerate(documents, 1))
         meta = {"documents": documents, "evidence": evidence, "cited": cited + 1}
         text = f"{listed}\n\n{question}"
-        return Problem("", self.base, f"{text} {ASK}", answer, text, float(count), meta=meta)
+        return Problem("", self.base, f"{text} {table('prompts')['citation']}", answer, text, float(count), meta=meta)
 
     def gold(self, problem: Problem) -> str:
         meta = problem.meta

@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from rewards import table
 from rewards.constraint import slots, syllables
-from rewards.puzzle import table
 from rewards.tasks.base import Generator, number
 from rewards.types import Problem
 
@@ -22,7 +22,7 @@ class Crossword(Generator):
     spare: tuple[int, int] = number((5, 15), (0, 60), "words in the list that the reference does not use")
 
     def draw(self, rng: random.Random) -> Problem:
-        data, filled = table("words.yaml"), None
+        data, filled = table("words"), None
         clues = data["clues"]
         while filled is None:
             grid = rng.choice(data["grids"])
@@ -63,7 +63,7 @@ class Poem(Generator):
     rules: tuple[int, int] = number((1, 4), (1, 4), "how many of the four kinds of rules")
 
     def draw(self, rng: random.Random) -> Problem:
-        data, count = table("words.yaml"), rng.randint(*self.lines)
+        data, count = table("words"), rng.randint(*self.lines)
         spelt = rng.choice([word for word in data["acrostics"] if len(word) == count] or [""])
         scheme = rng.choice([scheme for scheme in data["schemes"] if len(scheme) == count])
         families = dict(zip(sorted(set(scheme)), rng.sample(data["rhymes"], len(set(scheme))), strict=True))

@@ -4,15 +4,12 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rewards import table
 from rewards.answer import CLOSE
 from rewards.tasks.base import MAX_STEP, OPERATIONS, Generator, number, style
 from rewards.types import Problem
 
 MAX_ATTEMPTS = 64  # of a trace; three numbers: up to 830 words, four: up to 1,200
-PLAIN = (
-    "Using the numbers {numbers}, each exactly once, with + - * / and parentheses, write an expression that equals "
-    "{target}. Write only the expression between <answer> and </answer>."
-)
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Countdown(Generator):
             numbers = [rng.randint(1, self.max_number) for _ in range(count)]
             solved = combine(numbers, rng)
         words = f"{' '.join(map(str, numbers))} : {solved.value}"
-        plain = PLAIN.format(numbers=", ".join(map(str, numbers)), target=solved.value)
+        plain = table("prompts")["countdown"].format(numbers=", ".join(map(str, numbers)), target=solved.value)
         prompt = plain if self.style == "plain" else words
         key = f"{','.join(map(str, sorted(numbers)))}={solved.value}"
         meta = {"numbers": numbers, "target": solved.value}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rewards import table
 from rewards.constraint import crossword, poem, rhymes, slots, syllables
-from rewards.puzzle import table
 from rewards.tasks import load_task
 from rewards.tasks.constraint import fill
 from rewards.types import Problem, Score, Split
@@ -130,7 +130,7 @@ def test_parameters_set_the_size() -> None:
 def test_the_words_are_words_and_the_grids_are_whole() -> None:
     import pronouncing
 
-    data = table("words.yaml")
+    data = table("words")
     assert all(
         isinstance(word, str) and word.isalpha() and word.islower() and clue for word, clue in data["clues"].items()
     )
