@@ -125,14 +125,14 @@ def scaling(
     as_json: AsJson = False,
 ) -> None:
     """Fit and draw accuracy against training compute and against thinking, and say whether each rises."""
-    from rl.evaluation.axes import read_axes, summarise, to_json
+    from rl.evaluation.axes import read_axes, to_json
     from rl.evaluation.figures import save_figures
+    from rl.views import words
 
     axes = read_axes(sources, x)
     paths = save_figures(axes, out or (sources[0] if len(sources) == 1 and sources[0].is_dir() else Path()))
-    if as_json:
-        print(json.dumps(to_json(axes), indent=1, allow_nan=False))
-    print(*([] if as_json else summarise(axes)), *paths, sep="\n", file=sys.stderr if as_json else sys.stdout)
+    print(json.dumps(to_json(axes), indent=1, allow_nan=False) if as_json else words("axes", axes).rstrip())
+    print(*paths, sep="\n", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command("report", epilog="Example: ponder report runs/quickstart")

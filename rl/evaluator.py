@@ -1,21 +1,28 @@
-"""Evaluation inside a run: the same sampler, prompts and verifiers as training, on val and test."""
+"""Evaluation inside a run: the same sampler, prompts and verifiers as training, on val and test. And what came out:
+the headline figures in summary.json; in eval/changes.json what RL changed beyond accuracy, that is the anatomy of base
+and final chains, and what the controls leave of the gain."""
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rewards.tasks import source_of
-from rewards.tasks.anatomy import read_tries
+from rewards.tasks.anatomy import chain_traits, read_tries
 from rewards.types import Problem, Split
 from rl.build import Setup
+from rl.evaluation.axes import read_axes, verdicts
+from rl.metrics import means, read_metrics
 from rl.progress import RunProgress
-from rl.rundir import RunDir, result_file, write_json
+from rl.rundir import RunDir, command, result_file, versions, write_json
+from rl.scoring import COUNTS, audit_figures
+from rl.views import words
 from rollout.budget import Budget, extend_thinking
 from rollout.collect import EVAL_STEP, Examiner, Plan, Scorer, collect, gather_all, score_chain
-from rollout.evaluate import at_budget, make_cells, style_of
+from rollout.evaluate import at_budget, make_cells, paired_gain, style_of, wilson
 from rollout.prompt import Style, read_json
 from rollout.sampling import SamplingParams, request_seed
 from rollout.store import SampleStore, read
@@ -83,7 +90,7 @@ class Evaluator:
         longest = [at_budget(group, plan.descending[0]) for group in groups if style_of(group) == STYLES[0]]
         SampleStore(samples).append(0, longest)
         write_json(self.run.eval / f"{label}.json", result_file(cells))
-        self.progress.say(f"{label} on {split}: {describe(headline(cells))}")
+        self.progress.say(f"{label} on {split}: {words('accuracy', headline(cells))}")
 
 
 def clear_evaluations(run: RunDir, step: int, finished: bool) -> None:
@@ -102,11 +109,6 @@ def headline(cells: Cells) -> dict[str, Any]:
     return next((cell for cell in cells if cell["budget"] is None), cells[-1])
 
 
-def describe(cell: dict[str, Any]) -> str:
-    low, high = cell["ci95"]
-    return f"pass@1 {cell['pass@1']:.3f} [{low:.3f}, {high:.3f}] on {cell['n_problems']} problems"
-
-
 def samples_path(run: RunDir, label: str) -> Path:
     return run.eval / f"{label}.samples.jsonl.zst"
 
@@ -119,3 +121,76 @@ def read_groups(run: RunDir, label: str) -> list[Group]:
 def read_cells(run: RunDir, label: str) -> Cells | None:
     """The cells of one evaluation of a run, None where it was not made."""
     return read_json(run.eval / f"{label}.json").get("cells")
+
+
+def write_summary(setup: Setup, run: RunDir) -> None:
+    """Write summary.json and, where base and final were evaluated, eval/changes.json; say in words what came out."""
+    config, rows = setup.config, read_metrics(run.metrics)
+    last = rows[-1] if rows else {}
+    summary: dict[str, Any] = {
+        "steps": last.get("step", 0),
+        "seconds": last.get("total/time/step", 0.0),
+        "flops": {"train": last.get("total/flops/train", 0.0), "rollout": last.get("total/flops/rollout", 0.0)},
+        "tokens": {"generated": last.get("total/tokens/generated", 0)},
+        "reward": {"first": rows[0]["reward/mean"], "last": last["reward/mean"]} if rows else None,
+        "audit": audit_figures(Counter({k: sum(row.get(f"rewards/audit_{k}", 0) for row in rows) for k in COUNTS})),
+        "sampler": config.sampler,
+        "world_size": 1,
+        "sharding": "none",
+        "threads": config.train.threads or setup.hardware.cores,
+        "versions": versions(),
+        "seeds": [config.seed],
+        "commands": [command()],
+    }
+    sides, changes, axes = {label: read_cells(run, label) or [] for label in ("base", "final")}, None, None
+    if all(sides.values()):
+        axes, groups = read_axes([run.path]), [read_groups(run, label) for label in sides]
+        task = source_of(setup.task, groups[0][0].problem)  # the headline's
+        before, after = ([g for g in side if source_of(setup.task, g.problem) == task] for side in groups)
+        summary |= {label: {key: headline(cells)[key] for key in ("pass@1", "ci95")} for label, cells in sides.items()}
+        budgets = {label: [cell for cell in cells if cell["budget"] is not None] for label, cells in sides.items()}
+        summary |= {"gain": paired_gain(before, after), "budgets": budgets, "verdict": verdicts(axes)}
+        changes = write_changes(setup, run)
+    write_json(run.summary, summary)
+    heads = {label: headline(cells) for label, cells in sides.items() if changes}
+    print(words("summary", run.path, summary, heads, changes, axes), end="")
+
+
+def write_changes(setup: Setup, run: RunDir) -> dict[str, Any]:
+    """eval/changes.json: {base, final: traits, controls: [cell-like], beyond_patience: paired gain}."""
+    text_of = setup.template.response_text
+    base, final = read_groups(run, "base"), read_groups(run, "final")
+    changes: dict[str, Any] = {"base": anatomy(base, text_of), "final": anatomy(final, text_of), "controls": []}
+    patient, votes, last = (read_cells(run, label) for label in ("base-patient", "base-votes", "final"))
+    if patient and votes and last:
+        kept = {key: headline(patient)[key] for key in ("pass@1", "ci95", "tokens_mean")}
+        voted = vote_controls(headline(votes), headline(last)["tokens_mean"])
+        changes["controls"] = [{"name": "base, early closes taken back", **kept}, *voted]
+        changes["beyond_patience"] = paired_gain(read_groups(run, "base-patient"), final)
+    write_json(run.eval / "changes.json", changes)
+    return changes
+
+
+def anatomy(groups: Sequence[Group], text_of: Callable[[Chain], str]) -> dict[str, Any]:
+    """Means of the chains' traits, and {difficulty: {tokens, pass@1, …traits}}, easiest first."""
+    rows: list[dict[str, float]] = []
+    levels: dict[float, list[dict[str, float]]] = {}
+    for group in groups:
+        for chain in group.chains:
+            right = chain.score is not None and chain.score.correct
+            row = {"tokens": float(chain.sampled_count), "pass@1": float(right)}
+            row |= chain_traits(group.problem, text_of(chain))
+            rows.append(row)
+            levels.setdefault(group.problem.difficulty, []).append(row)
+    return means(rows) | {"by_difficulty": {f"{level:g}": means(some) for level, some in sorted(levels.items())}}
+
+
+def vote_controls(cell: dict[str, Any], tokens: float) -> list[dict[str, Any]]:
+    """Majority and best by verifier of as many base chains as cost at most `tokens`, at least one."""
+    k = max((k for k in map(int, cell["majority@k"]) if k * cell["tokens_mean"] <= tokens), default=1)
+    shares = {"majority": cell["majority@k"][str(k)], "best by the verifier": cell["pass@k"][str(k)]}
+    spent = k * cell["tokens_mean"]
+    return [
+        {"name": f"base, {name} of {k}", "pass@1": p, "ci95": wilson(p, cell["n_problems"]), "tokens_mean": spent}
+        for name, p in shares.items()
+    ]

@@ -15,14 +15,13 @@ from rl.backend import Backend, choose_backend
 from rl.build import Setup, build_learner, prepare
 from rl.checkpoint import Checkpoint, latest_checkpoint, remove_after
 from rl.config import Config
-from rl.evaluator import clear_evaluations
+from rl.evaluator import clear_evaluations, write_summary
 from rl.exits import StopSignal
 from rl.loop import Trainer
 from rl.metrics import truncate_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.scoring import FAILED
-from rl.summary import write_summary
 from rollout import store
 
 if TYPE_CHECKING:

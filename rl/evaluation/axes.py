@@ -50,13 +50,6 @@ def read_axes(paths: Sequence[Path], x: str = "flops") -> Axes:
     return Axes(first, measure_thinking(thinkers) if several else None)
 
 
-def summarise(axes: Axes) -> list[str]:
-    """A few lines for a person."""
-    seeds = [(f"  {seed.name}", seed) for seed in axes.train.seeds] if axes.train else []
-    shown = [("training axis", axes.train), *seeds, ("thinking axis", axes.thinking)]
-    return [f"{name}: {axis.verdict}. {axis.words}" for name, axis in shown if axis]
-
-
 def verdicts(axes: Axes) -> dict[str, str]:
     """The two verdicts for summary.json; an axis without points is undecided."""
     return {f"{name}_axis": axis.verdict if axis else "undecided" for name, axis in axes._asdict().items()}

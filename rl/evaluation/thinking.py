@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import betaln
 
 from rl.evaluation.accuracy import Accuracy, Array, Gain, Verdict, gain_between
+from rl.views import words
 
 BEYOND = 4  # pass@k is derived up to so many times the samples that were taken
 RATES = (np.log(1e-3), np.log(1e4))  # bounds of log a and log b, for problems all alike or all certain
@@ -88,16 +89,7 @@ class ThinkingAxis:
 
     @property
     def words(self) -> str:
-        name, doublings = self.thinkers[-1].name, self.doublings
-        if not doublings:
-            return f"{name}: no two budgets of which one is twice the other"
-        spent = f"{doublings[0][0].tokens:.0f} to {doublings[-1][1].tokens:.0f} tokens spent"
-        count = f"{len(self.counted)} of {len(doublings)} doublings of the budget"
-        said = f"{name}: {count} ({spent}) add more than their interval"
-        if self.tail is None:
-            return said
-        where = "saturated at" if self.verdict == "saturated" else "past"
-        return f"{said}; {where} {self.saturated_at:.0f} tokens: all larger budgets together add {self.tail}"
+        return words("thinking_axis", self)
 
     def to_json(self) -> dict[str, Any]:
         def row(policy: str, cell: Cell) -> dict[str, Any]:

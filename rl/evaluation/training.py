@@ -12,6 +12,7 @@ from rewards.types import STATUSES
 from rl.evaluation.accuracy import QUANTILES, Accuracy, Array, Gain, Verdict, interval, means, resample
 from rl.evaluation.thinking import Thinker
 from rl.metrics import Row
+from rl.views import words
 
 COMPUTE = {  # what the axis may count, and the metrics of a step that add up to it
     "flops": ("total/flops/train", "total/flops/rollout"),
@@ -126,20 +127,7 @@ class TrainAxis:
 
     @property
     def words(self) -> str:
-        first, last = self.accuracies[0].value, self.accuracies[-1].value
-        said = [f"{first:.2f} to {last:.2f} over {self.compute[-1]:.3g} {UNITS[self.x]}, {len(self.points)} points"]
-        if self.slope is not None:
-            said.append(f"the last third adds {self.slope}")
-        elif self.points[0].step != 0:
-            said.append("no fit without the base (eval/step-0.json)")
-        else:
-            said.append(f"too few points for a check ({MIN_CHECK})")
-        if self.inside is not None:
-            held = f"{100 * self.inside:.0f} % of the second half lies in the band that the first predicts"
-            said.append(f"{held} (±{self.band_at_end:.2f} at the end)")
-        if self.bottleneck is not None:
-            said.append(f"bottleneck: {self.bottleneck}")
-        return "; ".join(said)
+        return words("training_axis", self, UNITS[self.x], MIN_CHECK)
 
     def to_json(self) -> dict[str, Any]:
         points = [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points]

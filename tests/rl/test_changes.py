@@ -12,10 +12,10 @@ import pytest
 from rewards.tasks import source_of
 from rl.build import prepare
 from rl.config import parse_config
-from rl.evaluator import Evaluator, read_cells, read_groups, samples_path
+from rl.evaluator import Evaluator, anatomy, read_cells, read_groups, samples_path, vote_controls, write_changes
 from rl.progress import RunProgress
 from rl.rundir import RunDir, write_json
-from rl.summary import anatomy, vote_controls, write_changes
+from rl.views import words
 from rollout.evaluate import make_cells
 from rollout.store import SampleStore
 from rollout.types import Chain, Group
@@ -133,11 +133,11 @@ async def test_the_gain_beyond_patience_is_paired(setup, tmp_path) -> None:
     for label, right in [("base", False), ("base-patient", True), ("final", True)]:
         store(setup, run, label, [scored(setup, group, right)])
     store(setup, run, "base-votes", [scored(setup, group, False)])
-    changes, said = write_changes(setup, run)
+    changes = write_changes(setup, run)
     assert json.loads((run.eval / "changes.json").read_text()) == changes
     assert changes["beyond_patience"]["pass@1"] == 0.0
     assert [c["pass@1"] for c in changes["controls"]] == [1.0, 0.0, 0.0]
-    assert said[-1] == "gain beyond undone impatience: +0.000 [+0.000, +0.000]"
+    assert words("changes", changes).splitlines()[-1] == "gain beyond undone impatience: +0.000 [+0.000, +0.000]"
 
 
 def test_a_chain_in_other_words_has_tokens_alone(setup) -> None:

@@ -12,9 +12,10 @@ from matplotlib.container import ErrorbarContainer
 
 from rewards.errors import BadInput
 from rl.evaluation.accuracy import Accuracy
-from rl.evaluation.axes import Axes, read_axes, summarise, to_json, verdicts
+from rl.evaluation.axes import Axes, read_axes, to_json, verdicts
 from rl.evaluation.figures import thinking_figure, train_figure
 from rl.evaluation.thinking import Cell, Thinker, measure_thinking
+from rl.views import words
 from tests.rl.evaluation.synthetic import cell, outcomes, write_cells, write_run
 
 
@@ -50,7 +51,7 @@ def test_json_has_what_the_contract_names(axes: Axes) -> None:
 
 
 def test_words_and_verdicts_agree(axes: Axes) -> None:
-    said, found = summarise(axes), verdicts(axes)
+    said, found = words("axes", axes).splitlines(), verdicts(axes)
     assert said[0].startswith(f"training axis: {found['train_axis']}. ")
     assert said[1].startswith("  seed-2: undecided. ")
     assert said[-1].startswith(f"thinking axis: {found['thinking_axis']}. ")
@@ -63,7 +64,7 @@ def test_one_axis_at_hand_leaves_the_other_null(tmp_path: Path) -> None:
     data = to_json(axes)
     assert data["train_axis"] is None
     assert data["thinking_axis"]["doublings"] == 1
-    assert len(summarise(axes)) == 1
+    assert len(words("axes", axes).splitlines()) == 1
     folder = write_run(tmp_path / "run", steps=(0, 10))
     for label in ("base", "budgets-step-80", "final"):
         (folder / f"eval/{label}.json").unlink()

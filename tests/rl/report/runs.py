@@ -17,9 +17,9 @@ from rewards.tasks.countdown import Habits, write_trace
 from rewards.types import Problem, Score
 from rl.build import Setup, prepare
 from rl.config import parse_config
+from rl.evaluator import write_summary
 from rl.metrics import MetricsLog, rollout_metrics
 from rl.rundir import RunDir, result_file, write_json
-from rl.summary import write_summary
 from rollout.evaluate import make_cell
 from rollout.prompt import Template
 from rollout.store import SampleStore
