@@ -3,7 +3,6 @@ What lies where in it, and why: docs/decisions/run-directory.md."""
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from safetensors import safe_open
 
 from rewards.errors import BadInput
 from rl.exits import DISK_FULL
-from rl.rundir import write_json
+from rl.rundir import sync, write_json
 
 STATE = Path("trainer", "state.safetensors")
 Tensors = dict[str, Any]  # torch loads with the first of them
@@ -48,10 +47,10 @@ def save_checkpoint(
         _write_state(draft, learner_state, fingerprint)
         _write_manifest(draft, step)
         for path in (*draft.rglob("*"), draft):  # else a crash could leave a complete name over empty files
-            _sync(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         draft.replace(final)
-        _sync(root)
+        sync(root)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         # safetensors' writer has an exception of its own for a full disk, which only tells in words
@@ -122,11 +121,3 @@ def _write_manifest(directory: Path, step: int) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,10 +12,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from rewards.errors import BadInput
+from rewards.gold import first_problems, in_order, score_gold
 from rewards.pool import RewardPool
+from rewards.registry import list_rewards
+from rewards.tasks import list_tasks, load_task
+from rewards.tasks.jsonl import parse_object
 from rewards.types import Problem, Split
 from rl.exits import CheckFailed, run_command
 from rl.train import EPILOG, Overrides, train
+from rollout.prompt import load_tokenizer
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -168,8 +173,6 @@ def doctor(as_json: AsJson = False) -> None:
 @tasks_app.command("list", epilog="Example: ponder tasks list --json")
 def tasks_list(as_json: AsJson = False) -> None:
     """List the built-in tasks with their parameters."""
-    from rewards.tasks import list_tasks
-
     _show(as_json, "tasks_list", list_tasks())
 
 
@@ -182,8 +185,6 @@ def tasks_sample(
     as_json: AsJson = False,
 ) -> None:
     """Show problems as a run with this seed would draw them."""
-    from rewards.tasks import load_task
-
     task = load_task(name, seed)
     size = task.size(split)
     shown = range(count if size is None else min(count, max(1, size)))
@@ -201,10 +202,6 @@ def tasks_check(
     as_json: AsJson = False,
 ) -> None:
     """Check that every gold answer is scored correct; exit 1 when one is not."""
-    from rewards.gold import first_problems, score_gold
-    from rewards.tasks import load_task
-    from rollout.prompt import load_tokenizer
-
     task = load_task(name, seed)
     problems = list(first_problems(task, count))
     shown = _track(problems, "checking")
@@ -224,17 +221,12 @@ def tasks_check(
 @rewards_app.command("list", epilog="Example: ponder rewards list")
 def rewards_list(as_json: AsJson = False) -> None:
     """List rewards that have a name, with the source of each."""
-    from rewards.registry import list_rewards
-
     _show(as_json, "rewards_list", list_rewards())
 
 
 @rewards_app.command("score", epilog="Example: ponder rewards score --reward my_rewards.py:reward < responses.jsonl")
 def rewards_score(reward: Reward, time_limit: Limit = 1.0, memory_gb: Memory = 1.0, workers: Workers = 2) -> None:
     """Score responses: JSONL {response, answer, id?, prompt?, …} on stdin, a JSON line for each on stdout, in order."""
-    from rewards.gold import in_order
-    from rewards.tasks.jsonl import parse_object
-
     spec, tries = _read_spec(reward), []
     for number, line in enumerate(sys.stdin.buffer, 1):
         if line.strip():

@@ -70,35 +70,28 @@ class StopSignal:
         self._loop.call_soon_threadsafe(self._asked.set)
 
 
-def run_command(call: Callable[[], object]) -> int:
+def run_command(call: Callable[[], int | None]) -> int:
     """Call a command line and turn how it ends into an exit code and at most one line on stderr."""
     import typer
 
     wrong_usage: Any = typer.BadParameter.__mro__[2]  # the base class, in whichever copy of click typer carries
     try:
-        code = call()
-    except (BadInput, Fault) as error:
-        return _say(str(error), 2 if isinstance(error, BadInput) else 3)
+        code = call() or 0  # commands return None; typer answers a Ctrl-C, or an Exit, with its code
     except CheckFailed:
         return 1
+    except (BadInput, Fault) as error:
+        return _say(str(error), 2 if isinstance(error, BadInput) else 3)
     except Stopped as error:
         return _say(str(error), 128 + error.signum)
-    except typer.Exit as error:
-        return error.exit_code
     except wrong_usage as error:
         return _say(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:  # `ponder … | head`
-        sys.stderr.close()
-        return 0
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         return _say(f"no space left on the disk ({error.filename or 'while writing'}); free some and go on", 2)
-    if code == 130:  # typer answers a Ctrl-C, or an Exit, with its code
-        return _say("interrupted", 130)
-    return code if isinstance(code, int) else 0
+    return _say("interrupted", code) if code == 130 else code
 
 
 def _say(message: str, code: int) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from rewards.answer import CLOSE, OPEN, as_text, final_answer
 from rewards.errors import BadInput
 from rewards.gold import first_problems, in_order
@@ -25,19 +27,8 @@ from rollout.types import Chain
 Stored = tuple[int, Problem, Chain]  # with its step
 SIDES = ("old", "new")
 GOLD = "gold answer"
-HOSTILE = {
-    "empty": "",
-    "blanks": " \n\t",
-    "unclosed thinking": OPEN + "Hm. " * 100,
-    "a megabyte": "X" * 2**20,
-    "10,000 brackets": "\\boxed{" + "(" * 10_000 + ")" * 10_000 + "}",
-    "power tower": "\\boxed{9**9**9**9}",
-    "factorial tower": "\\boxed{9!!!!}",
-    "code": "<answer>__import__('os').system('true')</answer>",
-    "NUL bytes": "\0" * 1000,
-    "not a number": "\\boxed{nan}",
-    "many answers": "\\boxed{1} \\boxed{2} \\boxed{3}",
-}
+_PIECES = yaml.safe_load(Path(__file__).with_name("hostile.yaml").read_text())
+HOSTILE = {kind: "".join(text * times for text, times in pieces.items()) for kind, pieces in _PIECES.items()}
 
 
 async def probe_reward(pool: RewardPool, spec: Any, task: str | None, count: int) -> tuple[list[str], list[str]]:

