@@ -25,28 +25,37 @@ BLUE, ORANGE, GREEN, RED, VIOLET, SKY, GREY = COLOURS.values()
 
 
 def draw_figures(axes: Axes) -> dict[str, Figure]:
-    """{train, thinking}: the picture of each axis that was measured."""
-    figures = {"train": train_figure(axes.train)} if axes.train else {}
-    return figures | ({"thinking": thinking_figure(axes.thinking)} if axes.thinking else {})
+    """{train, thinking}: the picture of each axis that was measured, without a title."""
+    figures: dict[str, Figure] = {}
+    draws: dict[str, Any] = {"train": draw_training, "thinking": draw_thinking}
+    for name, draw in draws.items():
+        if (axis := getattr(axes, name)) is not None:
+            figures[name] = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+            draw(figures[name].add_subplot(ylim=(0, 1)), axis)
+    return figures
 
 
 @mpl.rc_context(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False))
 def save_figures(axes: Axes, folder: Path) -> list[Path]:
     """Write scaling-AXIS.png and .svg of each axis and return their paths. Raises BadInput where that can't be."""
-    figures = draw_figures(axes).items()
-    paths = {folder / f"scaling-{name}.{kind}": figure for name, figure in figures for kind in ("png", "svg")}
+    paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, figure in paths.items():
-            figure.savefig(path)
+        for name, figure in draw_figures(axes).items():
+            axis, against = getattr(axes, name), {"train": "training compute"}.get(name, name)
+            title = f"Accuracy against {against}: {axis.verdict}"
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            figure.axes[0].set_title(fill(axis.words, 115), loc="left", x=-0.07, fontsize=8, pad=8)
+            for kind in ("png", "svg"):
+                paths.append(folder / f"scaling-{name}.{kind}")
+                figure.savefig(paths[-1])
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise BadInput(f"can't write {error.filename}: {error.strerror}; choose another --out") from None
-    return list(paths)
+    return paths
 
 
-def train_figure(axis: TrainAxis) -> Figure:
+def draw_training(plot: Plot, axis: TrainAxis) -> None:
     """Accuracy against training compute, the curve of the first half and what it foretold."""
-    figure, plot = _new_figure("training compute", axis)
     if axis.prediction is not None:  # solid over the points fitted, dashed with a band beyond
         fit, seam, end = axis.prediction.fit, float(axis.compute[axis.split - 1]), float(axis.compute[-1])
         known, ahead = np.linspace(0, seam, 100), np.linspace(seam, end, 60)
@@ -65,12 +74,10 @@ def train_figure(axis: TrainAxis) -> Figure:
     plot.set(xlabel=f"training compute ({UNITS[axis.x]})", xlim=(-0.02 * float(axis.compute[-1]), None))
     plot.set_ylabel(f"pass@1 on {axis.accuracies[0].problems} validation problems")
     plot.legend(loc="lower right")
-    return figure
 
 
-def thinking_figure(axis: ThinkingAxis) -> Figure:
+def draw_thinking(plot: Plot, axis: ThinkingAxis) -> None:
     """Accuracy against tokens spent a problem, by cap and by samples, for every policy, and the best of all."""
-    figure, plot = _new_figure("thinking", axis)
     final, room = axis.thinkers[-1], 0.0
     for rank, thinker in enumerate(axis.thinkers, 1):  # the first grey and the last blue, paler the earlier
         color, width = (BLUE, 1.8) if thinker is final else (GREY if rank == 1 else SKY, 1.2)
@@ -103,15 +110,6 @@ def thinking_figure(axis: ThinkingAxis) -> Figure:
     plot.set_xlabel("tokens spent on a problem (mean; small figures are thinking caps)")
     plot.set_ylabel(f"accuracy on {final.caps[0].accuracy.problems} problems")
     plot.legend(loc="upper left")
-    return figure
-
-
-def _new_figure(name: str, axis: TrainAxis | ThinkingAxis) -> tuple[Figure, Plot]:
-    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-    plot = figure.add_subplot(ylim=(0, 1))
-    figure.suptitle(f"Accuracy against {name}: {axis.verdict}", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    plot.set_title(fill(axis.words, 115), loc="left", x=-0.07, fontsize=8, pad=8)
-    return figure, plot
 
 
 def _draw_points(plot: Plot, x: Any, accuracies: Sequence[Accuracy], fmt: str = "o", **style: Any) -> None:

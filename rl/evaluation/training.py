@@ -1,6 +1,7 @@
 """The training axis: accuracy against training compute, fitted on its first half and checked on its second."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from rewards.types import STATUSES
 from rl.evaluation.accuracy import QUANTILES, Accuracy, Array, Gain, Verdict, interval, means, resample
 from rl.evaluation.thinking import Thinker
 from rl.metrics import Row
+from rl.metrics import means as means_of
 from rl.views import words
 
 COMPUTE = {  # what the axis may count, and the metrics of a step that add up to it
@@ -199,25 +201,20 @@ def resample_scattered(
 
 def name_bottleneck(rows: Sequence[Row], config: Mapping[str, Any]) -> str:
     """What may hold training back in the last third of steps, farthest past its threshold first, or `none seen`."""
-
-    def mean(rows: Sequence[Row], key: str) -> float:  # NaN, which reaches no threshold, where nothing was logged
-        values = np.array([row.get(key) for row in rows], dtype=float)
-        values = values[np.isfinite(values)]
-        return float(values.mean()) if len(values) else math.nan
-
     third = max(1, len(rows) // 3)
-    first, last = rows[:third], rows[-third:]
-    chains = sum(row.get(f"samples/{status}") or 0 for row in last for status in STATUSES)
-    truncated = sum(row.get("samples/truncated") or 0 for row in last)
+    logged = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
+    # NaN, which reaches no threshold, where nothing was logged
+    first, last = (defaultdict(lambda: math.nan, means_of(part)) for part in (logged[:third], logged[-third:]))
+    chains = sum(last.get(f"samples/{status}", 0) for status in STATUSES)
     problems = config.get("rollout", {}).get("problems")
     low_precision = config.get("model", {}).get("dtype") == "bfloat16"
     bound = config.get("sync", {}).get("bound") or (1e-3 if low_precision else 1e-6)
     signals = [  # value, the threshold from which it is named, words
-        (truncated / (chains or math.nan), 0.10, "chains cut at the token limit"),
-        (mean(last, "groups/no_variance") / (problems or math.nan), 0.50, "groups whose chains all score alike"),
-        (1 - mean(last, "entropy") / (mean(first, "entropy") or math.nan), 0.75, "entropy lost since the start"),
-        (mean(last, "mismatch_kl/fresh") / bound, 1.0, "mismatch of server and learner, in its bound"),
-        (mean(last, "chain/repeated"), 0.20, "attempts that repeat an earlier one"),
+        (last["samples/truncated"] / (chains or math.nan), 0.10, "chains cut at the token limit"),
+        (last["groups/no_variance"] / (problems or math.nan), 0.50, "groups whose chains all score alike"),
+        (1 - last["entropy"] / (first["entropy"] or math.nan), 0.75, "entropy lost since the start"),
+        (last["mismatch_kl/fresh"] / bound, 1.0, "mismatch of server and learner, in its bound"),
+        (last["chain/repeated"], 0.20, "attempts that repeat an earlier one"),
     ]
     named = [(value / least, f"{words} {100 * value:.0f} %") for value, least, words in signals if value >= least]
     return "; ".join(words for _, words in sorted(named, key=lambda pair: -pair[0])) or "none seen"

@@ -27,7 +27,6 @@ COLOURS = figures.COLOURS | {"ink": "#0a0b00", "muted": "#0a0b01", "line": "#0a0
 
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("page.mplstyle"), use_default_template=False)
 
-
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
 THIN = "\u202f"  # between a number and its unit: a line never breaks there
@@ -72,8 +71,6 @@ def draw_axes(run_dir: Path) -> dict[str, Any]:
     drawn = {}
     for key, figure in figures.draw_figures(axes).items():
         axis, name = getattr(axes, key), {"train": "training"}.get(key, key)
-        figure.suptitle("")  # the page says both titles in its own type
-        figure.axes[0].set_title("", loc="left")
         svg = to_svg(figure, name, f"Accuracy against {name} compute")
         drawn[name] = {"verdict": axis.verdict, "words": axis.words, "svg": svg}
     return drawn

@@ -13,7 +13,7 @@ from matplotlib.container import ErrorbarContainer
 from rewards.errors import BadInput
 from rl.evaluation.accuracy import Accuracy
 from rl.evaluation.axes import Axes, read_axes, to_json, verdicts
-from rl.evaluation.figures import thinking_figure, train_figure
+from rl.evaluation.figures import draw_figures
 from rl.evaluation.thinking import Cell, Thinker, measure_thinking
 from rl.views import words
 from tests.rl.evaluation.synthetic import cell, outcomes, write_cells, write_run
@@ -97,7 +97,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_pictures_hold_the_points_and_the_verdict(axes: Axes) -> None:
     assert axes.train is not None
     assert axes.thinking is not None
-    (plot,) = train_figure(axes.train).axes
+    (plot,) = draw_figures(Axes(axes.train, None))["train"].axes
     assert set(labels(plot)) == {"fit", "predicted from it, 95 %", "measured", "held out", "seed-2"}
     drawn = {
         part.get_label(): np.asarray(part.lines[0].get_xdata())
@@ -105,7 +105,7 @@ def test_pictures_hold_the_points_and_the_verdict(axes: Axes) -> None:
         if isinstance(part, ErrorbarContainer)
     }
     assert [*drawn["measured"], *drawn["held out"]] == list(axes.train.compute)
-    (plot,) = thinking_figure(axes.thinking).axes
+    (plot,) = draw_figures(Axes(None, axes.thinking))["thinking"].axes
     assert plot.get_xscale() == "log"
     assert {"base", "final", "final, answers at once", "final, pass@k, derived", "frontier of all"} <= set(labels(plot))
 
@@ -115,7 +115,7 @@ def test_the_frontier_never_falls_and_no_point_is_above_it() -> None:
     base = Thinker("base", tuple(Cell("cot", cap, tokens, share(value), {}, {}) for cap, tokens, value in caps))
     sampled = Cell("cot", None, 50.0, share(0.5), {1: 0.5, 4: 0.8}, {1: 0.5, 4: 0.55})
     axis = measure_thinking([base, Thinker("final", (sampled,))])
-    (plot,) = thinking_figure(axis).axes
+    (plot,) = draw_figures(Axes(None, axis))["thinking"].axes
     (line,) = (line for line in plot.lines if line.get_label() == "frontier of all")
     found = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))  # type: ignore[arg-type]
     assert found == {18.0: 0.15, 26.0: 0.15, 42.0: 0.2, 50.0: 0.5, 200.0: 0.8}
@@ -132,12 +132,12 @@ def labels(plot: Any) -> list[str]:
 def test_few_points_are_drawn_without_a_fit(tmp_path: Path) -> None:
     few = read_axes([write_run(tmp_path / "few", steps=(0, 10, 20))]).train
     assert few is not None
-    (plot,) = train_figure(few).axes
+    (plot,) = draw_figures(Axes(few, None))["train"].axes
     assert labels(plot) == ["measured"]
 
 
 def test_too_few_for_a_check_are_all_fitted(tmp_path: Path) -> None:
     some = read_axes([write_run(tmp_path / "some", steps=(0, 10, 20, 30, 40))]).train
     assert some is not None
-    (plot,) = train_figure(some).axes
+    (plot,) = draw_figures(Axes(some, None))["train"].axes
     assert set(labels(plot)) == {"fit", "measured"}

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.report.build import render
-from rl.report.record import read_record
+from rl.report.build import read_record, render
 from rl.rundir import RunDir
 from tests.rl.report.runs import write_letters_run, write_run
 

@@ -15,9 +15,8 @@ from markupsafe import escape
 
 from rewards.errors import BadInput
 from rl.config import read_yaml
-from rl.report.build import build_report, printable, render
+from rl.report.build import build_report, printable, read_record, render
 from rl.report.figures import points
-from rl.report.record import read_record
 from rl.rundir import RunDir
 from tests.rl.report.conftest import HOSTILE
 from tests.rl.report.runs import make_slim, write_letters_run, write_text

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rewards.types import Problem, Score
-from rl.report.record import PICKS, pair_chains, pick_examples, read_side
+from rl.report.build import PICKS, pair_chains, pick_examples, read_side
 from rollout.prompt import Template
 from rollout.types import Chain, Group
 from tests.models import byte_tokenizer
