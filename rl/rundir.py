@@ -97,11 +97,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def installed(names: Sequence[str]) -> dict[str, str]:
     """Version of each distribution among `names` that is installed."""
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    there = [name for name in names if any(importlib.metadata.distributions(name=name))]
+    return {name: importlib.metadata.version(name) for name in there}
 
 
 def versions() -> dict[str, str]:

@@ -49,17 +49,16 @@ def stated_hardware(here: Hardware, gpus: int | None, gpu_memory_gb: float | Non
 def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) -> None:
     """BadInput where a run would start on other GPUs than its configuration states."""
     if gpus is not None and gpus != len(here.gpus):
-        raise BadInput(
-            f"hardware.gpus={gpus} is stated and {len(here.gpus)} can be used here; run it there, set "
-            "hardware.gpus=null, or look at its plan with --dry-run"
-        )
+        fix = "run it there, set hardware.gpus=null, or look at its plan with --dry-run"
+        raise BadInput(f"hardware.gpus={gpus} is stated and {len(here.gpus)} can be used here; {fix}")
     for i, gpu in enumerate(here.gpus):
         # a card "of 24 GB" shows 22.5 to 24 GiB
         if gpu_memory_gb is not None and abs(gpu.memory_gb - gpu_memory_gb) > 0.1 * gpu_memory_gb:
-            raise BadInput(
-                f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and GPU {i} ({gpu.name}) has {gpu.memory_gb:g}; "
-                "run it there, or set hardware.gpu_memory_gb=null"
+            there, fix = (
+                f"GPU {i} ({gpu.name}) has {gpu.memory_gb:g}",
+                "run it there, or set hardware.gpu_memory_gb=null",
             )
+            raise BadInput(f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and {there}; {fix}")
 
 
 def _gpus() -> tuple[Gpu, ...]:

@@ -125,10 +125,7 @@ def _is_tracker(pid: int) -> bool:
 
 def _ready(fds: list[int], seconds: float | None) -> set[int]:
     """Those of `fds` that became readable or hung up within `seconds` (None = for ever)."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+    return set(select.select(fds, [], [], seconds)[0])
 
 
 def _tell(line: str) -> None:
