@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rewards.errors import BadInput, nearest
-from rewards.judge import judge
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.types import Extras, Problem, Score
 
 

@@ -1,6 +1,6 @@
 """Trees of rewards.latex as numbers: exact rationals as long as possible, then mpmath to 60 digits, all bounded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
 from math import comb, factorial
@@ -81,9 +81,11 @@ def context(digits: int) -> Any:
     return mp
 
 
-def evaluate(node: Node, point: int, mp: Any) -> Value:
-    """The value of an expression with every variable at its place of a point. Raises NotRead and TooBig."""
+def evaluate(node: Node, point: int, mp: Any, known: Mapping[str, Value] = {}) -> Value:
+    """The value of an expression where each unknown variable has its place of a point. Raises NotRead and TooBig."""
     kind = node[0]
+    if kind == "s" and node[1] in known:
+        return known[node[1]]
     if kind == "s":
         seed = crc32(f"{point} {node[1]}".encode("utf-8", "surrogatepass"))
         place = Fraction(101 + seed % 900, 1009 if point == 1 else 97)  # below 1 in point 1
@@ -92,7 +94,7 @@ def evaluate(node: Node, point: int, mp: Any) -> Value:
         return node[1]
     if kind not in OPERATIONS:
         raise NotRead(kind)
-    values = [evaluate(child, point, mp) for child in node[1:]]
+    values = [evaluate(child, point, mp, known) for child in node[1:]]
     if not all(isinstance(value, Fraction) for value in values):
         values = [mp.convert(value) for value in values]
     try:

@@ -3,6 +3,7 @@ What it runs may print, hang or die: so the reply pipe is moved away from fd 1, 
 ends with its parent: by signal on Linux, by the end of stdin everywhere."""
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -18,8 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rewards.errors import BadInput
-from rewards.judge import judge
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.types import Extras, Problem
 
 
@@ -32,7 +32,7 @@ class Server:
         self._runner = asyncio.Runner()  # one loop for every async reward, so that sessions and locks live on
 
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The reply: {item_limit}, {score}, {limit: reason} for a limit that was hit, {bad: line} for bad input.
+        """The reply: {item_limit}, {score}, {limit: reason} for a limit that was hit. Raises BadInput.
         op `score` judges an item under the memory limit; `load` and `warm` (an item whose verdict is thrown away, so
         that the reward's lazy imports are done) run without it, and set it anew."""
         op = message["op"]
@@ -45,12 +45,11 @@ class Server:
                 item = message["response"], problem, message.get("truncated", False), extras
                 return {"score": asdict(judge(reward, *item, self._runner.run))}
             if op == "warm":
-                self.handle(message | {"op": "score"})
+                with contextlib.suppress(BadInput):
+                    self.handle(message | {"op": "score"})
             else:
                 getattr(reward, "warm_up", bool)()  # imports that its problem's own answer may not need
             return {"item_limit": getattr(reward, "item_limit", None)}
-        except BadInput as error:
-            return {"bad": str(error)}
         except MemoryError:
             return {"limit": f"more than {self._memory_gb:g} GiB of memory"}
         except RecursionError:
@@ -95,19 +94,21 @@ def pump(requests: BinaryIO, lines: queue.SimpleQueue[bytes], end: Callable[[int
     end(0)
 
 
-def main() -> None:
-    """Serve until the pool's pipe ends. Arguments: the parent's pid, the memory limit in GiB."""
-    die_with_parent(int(sys.argv[1]))
+def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer one JSON message a line until the pipe ends; what BadInput says comes back as {bad: line}."""
     requests, replies = take_pipes()
-    sys.path.append(os.getcwd())  # last: plugins there are found, and shadow nothing
-    server = Server(float(sys.argv[2]))
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=pump, args=(requests, lines), daemon=True).start()
     while True:
-        reply = server.handle(json.loads(lines.get()))
+        try:
+            reply = handle(json.loads(lines.get()))
+        except BadInput as error:
+            reply = {"bad": str(error)}
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # arguments: the parent's pid, the memory limit in GiB
+    die_with_parent(int(sys.argv[1]))
+    sys.path.append(os.getcwd())  # last: plugins there are found, and shadow nothing
+    serve(Server(float(sys.argv[2])).handle)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.tasks import source_of
-from rewards.tasks.anatomy import chain_traits, read_tries
+from rewards.tasks.countdown import chain_traits, read_tries
 from rewards.types import Problem, Split
 from rl.build import Setup
 from rl.evaluation.axes import read_axes, verdicts

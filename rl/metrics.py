@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from rewards.errors import BadInput
-from rewards.tasks.anatomy import chain_traits
+from rewards.tasks.countdown import chain_traits
 from rewards.types import STATUSES
 from rollout.types import Chain, Group
 
@@ -77,7 +77,7 @@ def rollout_metrics(groups: Iterable[Group]) -> Row:
 
 
 def search_metrics(groups: Iterable[Group], text_of: Callable[[Chain], str]) -> Row:
-    """chain/NAME: the mean of every trait that the task can tell of its chains (rewards/tasks/anatomy.py)."""
+    """chain/NAME: the mean of every trait that the task can tell of its chains (rewards/tasks/countdown.py)."""
     traits = [chain_traits(group.problem, text_of(chain)) for group in groups for chain in group.chains]
     return {f"chain/{name}": value for name, value in means(traits).items()}
 

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any, ClassVar, Protocol, get_args
+from typing import Any, ClassVar, get_args
 
 from rewards.errors import BadInput, nearest
 from rewards.types import Problem, Split
@@ -18,27 +18,26 @@ OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 _NUMBER_OR_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
-class Task(Protocol):
+class Task(ABC):
     """A source of problems."""
 
-    @property
-    def name(self) -> str:
-        """The task string it was loaded from."""
-
-    @property
-    def reward(self) -> Any:
-        """Spec of the default reward; None for a mixture, where each problem names its own."""
+    name: str  # the task string that it was loaded from
+    reward: Any  # spec of the default reward; None for a mixture, where each problem names its own
 
     @property
     def rewards(self) -> list[Any]:
         """Every reward spec that its problems may name."""
+        return [self.reward]
 
+    @abstractmethod
     def problem(self, index: int, split: Split) -> Problem:
         """Problem `index` >= 0 of a split. Raises BadInput where the split has none."""
 
     def size(self, split: Split) -> int | None:
         """Problems in the split; None for a generator, which never ends."""
+        return None
 
+    @abstractmethod
     def gold(self, problem: Problem) -> str:
         """A response to one of its problems that must be scored correct."""
 
@@ -69,17 +68,12 @@ def style() -> Any:
 
 
 @dataclass(frozen=True)
-class Generator(ABC):
+class Generator(Task):
     """A task that makes its problems up. Subclasses add parameters as fields and say how to draw one problem."""
 
     base: ClassVar[str]
-    reward: ClassVar[str]
     name: str
     seed: int
-
-    @property
-    def rewards(self) -> list[Any]:
-        return [self.reward]
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Problem:
@@ -96,9 +90,6 @@ class Generator(ABC):
             if split_of(self.base, problem.key) == split:
                 return replace(problem, id=f"{self.name}/{split}/{index}", reward=self.reward)
         raise BadInput(f"task {self.name!r}: no {split} problem in {MAX_DRAWS} draws; widen its parameters")
-
-    def size(self, split: Split) -> int | None:
-        return None
 
 
 def parameters(kind: type[Generator]) -> dict[str, Field[Any]]:

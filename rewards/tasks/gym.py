@@ -18,12 +18,13 @@ from rewards.pool import ONE_THREAD
 from rewards.puzzle import OFF, Puzzle, installed, make_dataset, rules
 from rewards.tasks.base import Generator
 from rewards.types import Problem
-from rewards.worker import take_pipes
 
 PREFIX = "gym:"
 ASK = "\n\nWrite the final answer, in exactly the form that is asked for, between <answer> and </answer>."
 TRIES = 200
-SERVER = (sys.executable, "-P", "-c", "from rewards.tasks.gym import serve; serve()")
+CODE = (
+    "from rewards import tasks, worker; worker.serve(lambda request: tasks.gym.generate(**request))"  # of the process
+)
 _lock = threading.Lock()
 _running: list[subprocess.Popen[bytes]] = []  # the process that generates, started when first asked
 
@@ -37,7 +38,7 @@ class Gym(Generator):
     config: str  # JSON
 
     @property
-    def reward(self) -> Any:  # type: ignore[override]
+    def reward(self) -> Any:
         return {"use": "gym", "args": {"dataset": self.dataset}}
 
     def draw(self, rng: random.Random) -> Problem:
@@ -75,10 +76,11 @@ def gym_rows() -> list[dict[str, Any]]:
 
 def ask(**request: Any) -> dict[str, Any]:
     """What generate() says in the other process. Raises BadInput for what it refuses, Fault where it dies."""
+    command = (sys.executable, "-P", "-c", CODE)
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with _lock:
         if not _running or _running[0].poll() is not None:  # it ends with the pipe to it
-            _running[:] = [subprocess.Popen(SERVER, env=os.environ | ONE_THREAD | {"PYTHONHASHSEED": "0"}, **pipes)]
+            _running[:] = [subprocess.Popen(command, env=os.environ | ONE_THREAD | {"PYTHONHASHSEED": "0"}, **pipes)]
         stdin, stdout = _running[0].stdin, _running[0].stdout
         assert stdin is not None and stdout is not None  # noqa: PT018
         try:
@@ -90,18 +92,6 @@ def ask(**request: Any) -> dict[str, Any]:
     if "bad" in reply:
         raise BadInput(reply["bad"])
     return reply
-
-
-def serve() -> None:
-    """The process that generates: a JSON request a line in, a problem out, until the pipe ends."""
-    requests, replies = take_pipes()
-    for line in requests:
-        try:
-            reply = generate(**json.loads(line))
-        except BadInput as error:
-            reply = {"bad": str(error)}
-        replies.write(json.dumps(reply).encode() + b"\n")
-        replies.flush()
 
 
 def generate(dataset: str, config: str, draw: int) -> dict[str, Any]:

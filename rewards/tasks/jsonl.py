@@ -10,7 +10,7 @@ from typing import Any
 
 from rewards.answer import as_text, squeeze
 from rewards.errors import BadInput, nearest
-from rewards.tasks.base import SPLITS, split_of
+from rewards.tasks.base import SPLITS, Task, split_of
 from rewards.types import Problem, Split
 
 KNOWN = {f.name for f in fields(Problem)} - {"task", "meta"} | {"split"}
@@ -18,7 +18,7 @@ HASHED_AS = "jsonl"  # for the task in the split's hash: a row in a renamed file
 Row = tuple[Problem, Split | None]  # a problem with the split that it asks for; None leaves it to its content
 
 
-class Rows:
+class Rows(Task):
     """Rows by split. Train wraps around with a new order in each pass; val and test don't."""
 
     reward = "exact_match"

@@ -13,7 +13,7 @@ from rewards.types import Problem, Split
 CYCLE = 1000  # problems in which every task has its exact share, and at least one
 
 
-class Mixture:
+class Mixture(Task):
     """Each cycle of CYCLE problems holds exact shares in a seeded order; ids begin with the name of their task.
     A task without problems in a split takes no part there."""
 

@@ -7,8 +7,7 @@ import random
 import pytest
 
 from rewards.tasks import load_task
-from rewards.tasks.anatomy import Sum, chain_traits, read_tries
-from rewards.tasks.countdown import Habits, write_trace
+from rewards.tasks.countdown import Habits, Sum, chain_traits, read_tries, write_trace
 from rewards.types import Problem
 
 PROBLEM = Problem(id="p", task="countdown?numbers=3", prompt="2 13 10 : 5", answer="", key="")

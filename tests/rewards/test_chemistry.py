@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.judge import judge
 from rewards.numeric import numeric
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.tasks import load_task
 from rewards.tasks.base import SPLITS, split_of
 from rewards.tasks.chemistry import KINDS, REACTIONS, molar_mass, ph, product_mass, sides

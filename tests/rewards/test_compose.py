@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from rewards import compose
 from rewards.errors import BadInput
-from rewards.judge import judge
 from rewards.pool import RewardPool
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.types import Extras, Problem, Score
 
 PROBLEM = Problem("q", "jsonl", "?", "4", "k", reward="exact_match")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from rewards import table
-from rewards.constraint import crossword, poem, rhymes, slots, syllables
 from rewards.tasks import load_task
-from rewards.tasks.constraint import fill
+from rewards.tasks.constraint import crossword, fill, poem, rhymes, slots, syllables
 from rewards.types import Problem, Score, Split
 
 RING = ["...", ".#.", "..."]

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from rewards.errors import BadInput
-from rewards.judge import judge
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.tasks import load_task
 from rewards.tasks.base import SPLITS
 from rewards.types import Split

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import BadInput
-from rewards.format import citation, format
-from rewards.judge import judge
-from rewards.length import length, overlong
-from rewards.registry import load_reward
+from rewards.form import format, length, overlong
+from rewards.registry import judge, load_reward
 from rewards.tasks import load_task
+from rewards.tasks.citation import citation
 from rewards.types import Extras, Problem, Score
 
 PLAIN = Problem("q", "jsonl", "?", "4", "k")

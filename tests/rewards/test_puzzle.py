@@ -15,9 +15,8 @@ import pytest
 
 from rewards import puzzle
 from rewards.errors import BadInput
-from rewards.formula import integrates, same_polynomial
 from rewards.pool import RewardPool
-from rewards.puzzle import CHECKS, Puzzle, read_answer, rules
+from rewards.puzzle import CHECKS, Puzzle, integrates, read_answer, rules, same_polynomial
 from rewards.tasks import gym as gym_task
 from rewards.tasks import is_task, list_tasks, load_task
 from rewards.types import Problem

@@ -11,8 +11,7 @@ import pytest
 
 from rewards import registry
 from rewards.errors import BadInput
-from rewards.judge import judge
-from rewards.registry import BUILT_IN, TrlReward, list_rewards, load_reward
+from rewards.registry import BUILT_IN, TrlReward, judge, list_rewards, load_reward
 from rewards.types import Extras, Problem, Score
 
 TEXT = Problem("p", "t", "2+2?", "4", "k", meta={"solution": "four"})

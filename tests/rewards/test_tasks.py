@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import BadInput
-from rewards.judge import judge
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.tasks import GENERATORS, base, list_tasks, load_task, source_of
 from rewards.tasks.base import SPLITS, split_of
 from rewards.tasks.jsonl import Jsonl

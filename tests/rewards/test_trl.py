@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from rewards.errors import BadInput
-from rewards.judge import judge
-from rewards.registry import load_reward
+from rewards.registry import judge, load_reward
 from rewards.types import Extras, Problem, Score
 
 trl_rewards = pytest.importorskip("trl.rewards")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rewards import worker
+from rewards.errors import BadInput
 from rewards.worker import Server
 
 PROBLEM: dict[str, Any] = {"id": "p", "task": "t", "prompt": "2+2?", "answer": "4", "key": "k"}
@@ -46,7 +47,8 @@ def test_scores_come_back_as_plain_data(server: Server) -> None:
 
 
 def test_bad_input_is_a_line(server: Server) -> None:
-    assert "did you mean" in server.handle({"op": "load", "spec": "exact_mtach"})["bad"]
+    with pytest.raises(BadInput, match="did you mean"):
+        server.handle({"op": "load", "spec": "exact_mtach"})
 
 
 def test_limits_are_named(server: Server) -> None:

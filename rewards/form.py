@@ -1,9 +1,18 @@
-"""Rewards for the length of the thinking, in sampled tokens. A length is never correct: compose it with a verifier."""
+"""Rewards for the form of a response: a thinking block before an answer, and its length in sampled tokens.
+No form is ever correct: compose it with a verifier."""
 
 from collections.abc import Callable
 
+from rewards.answer import CLOSE, OPEN
 from rewards.errors import BadInput
 from rewards.types import Extras, Problem, Score
+
+
+def format(response: str, problem: Problem) -> Score:
+    """Whether one `<think>…</think>` opens the response and something follows it. Never correct: that says no form."""
+    thinking, _, answer = response.strip().partition(CLOSE)
+    good = thinking.startswith(OPEN) and response.count(OPEN) == 1 == response.count(CLOSE) and bool(answer)
+    return Score(float(good), False, "ok" if good else "wrong", detail="" if good else "not <think>…</think> answer")
 
 
 def _counted(value: Callable[[int, Problem], float]) -> Callable[..., Score]:
