@@ -37,31 +37,25 @@ def load_tokenizer(path: str | Path) -> Any:
 
 class Template:
     """How one model is asked and read: prompt ids in, text out, thinking found and closed.
-    `stop_ids` end a chain; `vocab_size` is the model's number of embeddings, where it is known."""
+    `stop_ids` end a chain; `vocab` is the model's number of embeddings, 0 = not known."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        think: bool,
-        system_prompt: str | None = None,
-        stop_ids: Iterable[int],
-        vocab_size: int | None = None,
+        self, tokenizer: Any, *, think: bool, stop_ids: Iterable[int], system_prompt: str | None = None, vocab: int = 0
     ) -> None:
         self.tokenizer, self.think, self.system_prompt = tokenizer, think, system_prompt
         self.stop_ids = tuple(dict.fromkeys(stop_ids))
-        self._vocab_size = vocab_size
+        self._embeddings = vocab
         self._silent = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
         if not self.stop_ids:
             raise BadInput("the model names no stop token: set eos_token in tokenizer_config.json")
         if system_prompt is not None and tokenizer.chat_template is None:
             raise BadInput("model.system_prompt needs a chat template, and the tokenizer has none; remove it")
         # Tags that are tokens stand alone; as plain text they stand on lines of their own, as models write them.
-        vocab = tokenizer.get_vocab()
-        self._close_id: int | None = vocab[CLOSE] if OPEN in vocab and CLOSE in vocab else None
+        known = tokenizer.get_vocab()
+        self._close_id: int | None = known[CLOSE] if OPEN in known and CLOSE in known else None
         self.open_ids, self.close_ids = list[int](), list[int]()
         if self._close_id is not None:
-            self.open_ids, self.close_ids = [vocab[OPEN]], [self._close_id]
+            self.open_ids, self.close_ids = [known[OPEN]], [self._close_id]
         elif think:
             self.open_ids, self.close_ids = self._checked_ids(f"{OPEN}\n"), self._checked_ids(f"\n{CLOSE}\n")
 
@@ -71,8 +65,8 @@ class Template:
         tokenizer = load_tokenizer(path)
         config, generation = (read_json(Path(path) / name) for name in ("config.json", "generation_config.json"))
         stop_ids = find_stop_ids(tokenizer, config, generation)
-        size = config.get("vocab_size")
-        return cls(tokenizer, think=think, system_prompt=system_prompt, stop_ids=stop_ids, vocab_size=size)
+        vocab = config.get("vocab_size") or 0
+        return cls(tokenizer, think=think, stop_ids=stop_ids, system_prompt=system_prompt, vocab=vocab)
 
     def encode(self, prompt: Prompt, style: Style = "cot", shots: Sequence[Shot] = ()) -> list[int]:
         """The prompt's ids, up to where the model goes on. Raises BadInput for text the model has no tokens for.
@@ -90,8 +84,8 @@ class Template:
             ids += [] if tail.endswith(OPEN) else self.open_ids
         elif self.think and not tail.endswith(CLOSE):
             ids += self.close_ids if tail.endswith(OPEN) else self.open_ids + self.close_ids
-        if self._vocab_size is not None and max(ids, default=0) >= self._vocab_size:
-            lost = f"{self.tokenizer.decode([max(ids)])!r} is beyond its {self._vocab_size} embeddings"
+        if 0 < self._embeddings <= max(ids, default=0):
+            lost = f"{self.tokenizer.decode([max(ids)])!r} is beyond its {self._embeddings} embeddings"
             raise BadInput(f"the prompt has tokens the model lacks: {lost}")
         return ids
 

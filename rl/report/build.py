@@ -18,14 +18,24 @@ from rewards.types import Problem
 from rl.evaluation.axes import read_cells
 from rl.evaluator import headline, read_groups
 from rl.metrics import read_metrics
-from rl.report import figures
-from rl.report.figures import BEHAVIOUR, PANELS, STYLE, draw_axes, draw_levels, draw_panels
+from rl.report.figures import BEHAVIOUR, MINUS, PANELS, STYLE, THIN, draw_axes, draw_levels, draw_panels, number, si
 from rl.rundir import RunDir, open_run, write_atomic
 from rollout.prompt import Template, read_json
 from rollout.types import Chain, Group
 
 PICKS = {"gained": 3, "both right": 1, "both wrong": 2, "lost": 1}  # what became of a problem -> how many are shown
 OUTCOMES = {(False, True): "gained", (True, True): "both right", (False, False): "both wrong", (True, False): "lost"}
+
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters |= {"number": number, "si": si}
+PAGES.globals |= {"minus": MINUS, "thin": THIN}
 
 Pair = tuple[Problem, Chain, Chain]  # a problem with a scored chain of each model
 
@@ -44,17 +54,8 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
 @mpl.rc_context(STYLE)
 def render(record: dict[str, Any]) -> str:
     """The page; its words are in page.html.j2. All it prints is printable, and escaped unless it is our own markup."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {name: getattr(figures, name) for name in ("number", "si", "share", "points", "duration")}
     rows, bound = record["rows"], record["config"].mismatch_bound if record["config"] else None
-    return environment.get_template("page.html.j2").render(
+    return PAGES.get_template("page.html.j2").render(
         record,
         axes=draw_axes(record["run"].path),
         behaviour=draw_panels(BEHAVIOUR, rows),

@@ -162,20 +162,3 @@ def number(value: Any) -> str:
 def si(value: float, unit: str = "") -> str:
     """A quantity with the prefix that leaves one to three digits before the point: 466 GFLOP, 20.3 k."""
     return EngFormatter(unit, sep=THIN, useMathText=False)(float(f"{value:.3g}"))
-
-
-def share(value: float | None) -> str:
-    """A share of one in percent."""
-    return NONE if value is None else f"{number(100 * value)}{THIN}%"
-
-
-def points(value: float) -> str:
-    """A difference of accuracies in percentage points."""
-    return f"{100 * value:+.1f}".replace("-", MINUS)
-
-
-def duration(seconds: float) -> str:
-    """A span of time in its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}{THIN}h {minutes}{THIN}min" if hours else f"{minutes}{THIN}min {rest}{THIN}s"

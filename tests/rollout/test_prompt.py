@@ -139,7 +139,7 @@ class TestRefusals:
 
     def test_ids_beyond_the_embeddings(self) -> None:
         with pytest.raises(BadInput, match="'49' is beyond its 60 embeddings"):
-            template(vocab_size=60).encode("49")
+            template(vocab=60).encode("49")
 
     def test_a_message_the_model_cannot_read(self) -> None:
         with pytest.raises(BadInput, match="777"):

@@ -15,12 +15,12 @@ from markupsafe import escape
 
 from rewards.errors import BadInput
 from rl.config import read_yaml
-from rl.report.build import build_report, printable, read_record, render
-from rl.report.figures import points
+from rl.report.build import PAGES, build_report, printable, read_record, render
 from rl.rundir import RunDir
 from tests.rl.report.conftest import HOSTILE
 from tests.rl.report.runs import make_slim, write_letters_run, write_text
 
+points = PAGES.get_template("numbers.j2").module.points  # type: ignore[attr-defined]
 SECTIONS = ["figures", "training", "thinking", "difficulty", "changed", "steps", "chains", "evaluations", "setup"]
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.report.figures import NONE, SUPERSCRIPTS, THIN, duration, number, points, share, si
+from rl.report.build import PAGES
+from rl.report.figures import NONE, SUPERSCRIPTS, THIN, number, si
 
+WRITTEN: Any = PAGES.get_template("numbers.j2").module
 UP = str.maketrans({chr(new): chr(old) for old, new in SUPERSCRIPTS.items()})
 
 
@@ -53,9 +55,9 @@ def test_quantities_take_a_prefix(value: float, text: str) -> None:
     ("seconds", "text"), [(0.4, "0 min 0 s"), (59.6, "1 min 0 s"), (76.5, "1 min 16 s"), (7_260, "2 h 1 min")]
 )
 def test_time_takes_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds).replace(THIN, " ") == text
+    assert WRITTEN.duration(seconds).replace(THIN, " ") == text
 
 
 def test_shares_and_gains() -> None:
-    assert [share(x).replace(THIN, " ") for x in (0, 0.0325, 1)] == ["0 %", "3.25 %", "100 %"]
-    assert (points(0.5547), points(-0.031)) == ("+55.5", "\u22123.1")
+    assert [WRITTEN.share(x).replace(THIN, " ") for x in (0, 0.0325, 1, None)] == ["0 %", "3.25 %", "100 %", NONE]
+    assert (WRITTEN.points(0.5547), WRITTEN.points(-0.031)) == ("+55.5", "\u22123.1")
