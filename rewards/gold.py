@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from rewards.pool import RewardPool
 from rewards.tasks import Task
 from rewards.tasks.base import SPLITS
-from rewards.tasks.jsonl import Rows
+from rewards.tasks.rows import Rows
 from rewards.types import Problem, Score
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from rewards.gold import first_problems, in_order, score_gold
 from rewards.pool import RewardPool
 from rewards.registry import list_rewards
 from rewards.tasks import list_tasks, load_task
-from rewards.tasks.jsonl import parse_object
+from rewards.tasks.rows import parse_object
 from rewards.types import Problem, Split
 from rl.exits import CheckFailed, run_command
 from rl.train import EPILOG, Overrides, train

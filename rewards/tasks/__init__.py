@@ -3,18 +3,16 @@
 from typing import Any
 
 from rewards.errors import BadInput, nearest
-from rewards.tasks.arithmetic import Arithmetic, Decimals
 from rewards.tasks.base import Generator, Task, build, check_names, parameters
 from rewards.tasks.chemistry import Chemistry
 from rewards.tasks.citation import Citation
 from rewards.tasks.constraint import Crossword, Poem
 from rewards.tasks.countdown import Countdown
-from rewards.tasks.dataset import PREFIX, DataSet
 from rewards.tasks.gym import PREFIX as GYM
 from rewards.tasks.gym import gym_rows, load_gym
-from rewards.tasks.jsonl import Jsonl
-from rewards.tasks.letters import Letters
 from rewards.tasks.mixture import Mixture
+from rewards.tasks.rows import PREFIX, read_dataset, read_jsonl
+from rewards.tasks.simple import Arithmetic, Decimals, Letters
 from rewards.types import Problem
 
 GENERATORS: dict[str, type[Generator]] = {
@@ -35,13 +33,13 @@ def load_task(spec: str | list[dict[str, Any]], seed: int = 0) -> Task:
     if len(given) < len(pairs):
         raise BadInput(f"task {spec!r} sets a parameter twice; keep one")
     if name.startswith(PREFIX):
-        return DataSet(spec, seed, given)
+        return read_dataset(spec, seed, given)
     if name.startswith(GYM):
         return load_gym(spec, seed, given)
     if name.endswith(".jsonl"):
         if question:
             raise BadInput(f"task {spec!r}: a JSONL file takes no parameters; drop {'?' + query!r}")
-        return Jsonl(name, seed)
+        return read_jsonl(name, seed)
     if name not in GENERATORS:
         own = "(or data of your own: path.jsonl, datasets:PATH)"
         raise BadInput(f"unknown task {name!r}; {nearest(name, GENERATORS)} {own}")

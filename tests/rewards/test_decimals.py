@@ -3,8 +3,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.answer import exact_match
-from rewards.tasks.arithmetic import Decimals
 from rewards.tasks.base import build
+from rewards.tasks.simple import Decimals
 
 
 def test_the_larger_decimal_is_right_and_the_other_is_not() -> None:

@@ -14,8 +14,8 @@ from rewards.errors import BadInput
 from rewards.registry import judge, load_reward
 from rewards.tasks import GENERATORS, base, list_tasks, load_task, source_of
 from rewards.tasks.base import SPLITS, split_of
-from rewards.tasks.jsonl import Jsonl
 from rewards.tasks.mixture import CYCLE, Mixture, shares
+from rewards.tasks.rows import read_jsonl
 
 SPECS = [
     *(f"countdown?numbers={n}&style={style}" for n in (2, 3, 4, 5, 6) for style in ("words", "plain")),
@@ -215,7 +215,7 @@ def test_every_field_of_a_row_arrives(tmp_path: Path) -> None:
         "id": 7, "prompt": chat, "answer": [2], "difficulty": 3, "subtask": "sums", "split": "val",
         "reward": "countdown", "source": "me", "gold": "two",
     }  # fmt: skip
-    task = Jsonl(write(tmp_path / "f.jsonl", [row]))
+    task = read_jsonl(write(tmp_path / "f.jsonl", [row]))
     problem = task.problem(0, "val")
     assert (problem.id, problem.task, problem.prompt, problem.answer) == ("7", "f", chat, [2])
     assert (problem.difficulty, problem.subtask, problem.reward) == (3.0, "sums", "countdown")
@@ -233,7 +233,7 @@ def test_a_byte_order_mark_and_missing_ids_are_fine(tmp_path: Path) -> None:
 
 def test_jsonl_splits_by_content_whatever_the_file_is_called(tmp_path: Path) -> None:
     data = rows(200)
-    one, two = Jsonl(write(tmp_path / "a.jsonl", data)), Jsonl(write(tmp_path / "b.jsonl", data[::-1]))
+    one, two = read_jsonl(write(tmp_path / "a.jsonl", data)), read_jsonl(write(tmp_path / "b.jsonl", data[::-1]))
     for split in SPLITS:
         size = one.size(split)
         assert size > 0
@@ -251,24 +251,26 @@ def test_a_train_row_whose_content_is_held_out_is_dropped_and_counted(tmp_path: 
         {"prompt": "d", "answer": 1, "split": "train", "key": "D"},
         {"prompt": "d", "answer": 1, "split": "val", "key": "other"},
     ]
-    task = Jsonl(write(tmp_path / "f.jsonl", data))
+    task = read_jsonl(write(tmp_path / "f.jsonl", data))
     assert (task.size("train"), task.size("val"), task.size("test"), task.dropped) == (1, 2, 1, 2)
 
 
 def test_train_wraps_with_a_new_order_each_pass(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", rows(30, split="train"))
-    task = Jsonl(path, seed=1)
+    task = read_jsonl(path, seed=1)
     first, second = ([task.problem(i, "train") for i in range(start, start + 30)] for start in (0, 30))
     assert {p.key for p in first} == {p.key for p in second}
     assert [p.key for p in first] != [p.key for p in second]
     assert len({p.id for p in first + second}) == 60
     assert second[0].id.endswith("@2")
-    assert Jsonl(path, seed=1).problem(37, "train") == second[7]
-    assert [Jsonl(path, seed=2).problem(i, "train") for i in range(30)] != first
+    assert read_jsonl(path, seed=1).problem(37, "train") == second[7]
+    assert [read_jsonl(path, seed=2).problem(i, "train") for i in range(30)] != first
 
 
 def test_an_empty_split_and_an_index_past_the_end_name_the_fix(tmp_path: Path) -> None:
-    task = Jsonl(write(tmp_path / "f.jsonl", [*rows(3, split="train"), {"prompt": "t", "answer": 1, "split": "test"}]))
+    task = read_jsonl(
+        write(tmp_path / "f.jsonl", [*rows(3, split="train"), {"prompt": "t", "answer": 1, "split": "test"}])
+    )
     assert task.size("val") == 0
     with pytest.raises(BadInput, match='"split": "val"'):
         task.problem(0, "val")
@@ -278,7 +280,7 @@ def test_an_empty_split_and_an_index_past_the_end_name_the_fix(tmp_path: Path) -
 
 @pytest.mark.parametrize("answer", ["4", 4, 0.5, "a {brace", r"\frac{1}{2}", [1, 2], "New York"])
 def test_gold_of_a_row_is_correct(tmp_path: Path, answer: Any) -> None:
-    task = Jsonl(write(tmp_path / "f.jsonl", [{"prompt": "x", "answer": answer, "split": "train"}]))
+    task = read_jsonl(write(tmp_path / "f.jsonl", [{"prompt": "x", "answer": answer, "split": "train"}]))
     problem = task.problem(0, "train")
     assert judge(load_reward(problem.reward), task.gold(problem), problem).correct
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rewards.answer import exact_match, number, same
 from rewards.countdown import NotAnExpression, countdown, evaluate, tokenise
-from rewards.tasks.letters import letters
+from rewards.tasks.simple import letters
 from rewards.types import Problem
 
 GAME = Problem("g", "countdown", "2 13 10 : 5", "13 - ( 10 - 2 )", "k", meta={"numbers": [2, 13, 10], "target": 5})

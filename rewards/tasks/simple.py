@@ -1,10 +1,13 @@
-"""Chained arithmetic, a sum that grows by one operation at a time; and which of two decimals is larger, 9.11 or 9.8."""
+"""Small tasks: chained arithmetic; which of two decimals is larger, 9.11 or 9.8; and the quickstart's letters, where a
+random byte-level model is right one time in ten, a signal from step 1, with their verifier."""
 
 import random
+import string
 from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards import table
+from rewards.answer import OPEN
 from rewards.tasks.base import MAX_STEP, OPERATIONS, Generator, number, style
 from rewards.types import Problem
 
@@ -48,6 +51,7 @@ class Decimals(Generator):
 
     base = "decimals"
     reward = "exact_match"
+    style = "plain"  # gold answers stand in tags
     places: tuple[int, int] = number((1, 3), (1, 6), "digits after the point, `2` or `1-3`")
     max_whole: int = number(99, (0, 9999), "whole parts are 0 to this")
 
@@ -63,5 +67,21 @@ class Decimals(Generator):
         subtask = ("as many places", "the longer is larger", "the shorter is larger")[order]
         return Problem("", self.base, prompt, larger, f"{smaller} < {larger}", float(places), subtask)
 
-    def gold(self, problem: Problem) -> str:
-        return f"<answer>{problem.answer}</answer>"
+
+@dataclass(frozen=True)
+class Letters(Generator):
+    """Begin the response with a lower-case letter (for models that can't do anything yet)."""
+
+    base = reward = "letters"
+
+    def draw(self, rng: random.Random) -> Problem:
+        number = str(rng.randrange(10_000))
+        return Problem("", self.base, f"Begin with a lower-case letter. {number}:", answer="a", key=number)
+
+
+def letters(response: str, problem: Problem) -> bool:
+    """Whether the first character that the model chose is a lower-case ASCII letter."""
+    return response.removeprefix(OPEN)[:1] in set(string.ascii_lowercase)
+
+
+letters.scores_truncated = True  # type: ignore[attr-defined]  # a random chain never ends by itself
