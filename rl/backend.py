@@ -15,8 +15,9 @@ import tenacity
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
 from rl.memory import Placement, place, serving_gpus
+from rl.nccl import NcclPush
 from rl.rundir import RunDir, write_json
-from rl.sync import FilePush, WeightSource
+from rl.sync import FilePush, Push, WeightSource
 from rollout.client import ServerDown, VllmClient
 from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
@@ -55,15 +56,17 @@ class ServedBackend(Backend):
     """vLLM over HTTP, wherever its servers run."""
 
     controls: Sequence[ServerControl] = ()
+    pusher: Push
 
     def connect(self, setup: Setup, urls: list[str], key: str, sync_dir: Path) -> None:
-        timeout = setup.config.rollout.request_timeout
+        timeout, sync = setup.config.rollout.request_timeout, setup.config.sync
         self.sampler: VllmClient = VllmClient(urls, key, context=setup.context, timeout=timeout)
-        self.controls = [ServerControl(url, key) for url in urls]
-        self.pusher = FilePush(self.controls, sync_dir)
+        self.controls = controls = [ServerControl(url, key, sync.timeout) for url in urls]
+        nccl = sync.backend == "nccl"
+        self.pusher = NcclPush(controls, sync.address, sync.timeout) if nccl else FilePush(controls, sync_dir)
 
     async def push(self, source: WeightSource, version: int) -> None:
-        """Push through a file. A refusal by a server whose engine is dead is ServerDown, as its end would be."""
+        """Push as sync.backend says. A refusal by a server whose engine is dead is ServerDown, as its end would be."""
         try:
             await self.pusher.push(source, version)
         except Fault as refusal:
@@ -78,6 +81,7 @@ class ServedBackend(Backend):
     async def aclose(self) -> None:
         if self.controls:
             await self.sampler.aclose()
+            self.pusher.close()
         for control in self.controls:
             await control.aclose()
 
@@ -194,10 +198,11 @@ def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSp
     config, server, gpus = setup.config, setup.config.server, setup.hardware.gpus
     placement = place(config, setup.hardware, setup.context) if gpus else Placement([], serving_gpus(config, 0))
     placement.check()
-    share = placement.server_share or server.gpu_memory_utilization
+    share, nccl = placement.server_share or server.gpu_memory_utilization, config.sync.backend == "nccl"
     return ServerSpec(
         model=config.model.path, dtype=config.model.dtype, max_model_len=setup.context, seed=config.seed,
-        port=server.port or free_port(), sync_dir=str(sync_dir), load_format="auto" if weights else "dummy",
+        port=server.port or free_port(), sync_dir=None if nccl else str(sync_dir), nccl=nccl,
+        load_format="auto" if weights else "dummy",
         kv_cache_gb=server.kv_cache_gb, gpu_memory_utilization=share, gpus=placement.server_gpus,
         eager=server.eager, threads=server.threads,
     )  # fmt: skip

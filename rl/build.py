@@ -67,6 +67,8 @@ def prepare(config: Config) -> Setup:
 
 def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
     """Check task and prompt lengths against the model's context. Raises BadInput."""
+    if config.sync.backend == "nccl" and not hardware.gpus:
+        raise BadInput("sync.backend=nccl needs CUDA, and there is no GPU that can be used here; use sync.backend=file")
     task = load_task(config.task, seed=config.seed)
     first = [task.problem(i, "train").key for i in range(16)], [task.size(split) for split in SPLITS]
     setup = Setup(config, task, template, 0, hardware, hashlib.sha256(repr(first).encode()).hexdigest()[:16])

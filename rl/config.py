@@ -218,10 +218,14 @@ class EvalConfig(Section):
 class SyncConfig(Section):
     """How new weights reach the server."""
 
-    backend: Literal["file"] = "file"
-    """`file`: a safetensors file in a directory that both sides see."""
+    backend: Literal["file", "nccl"] = "file"
+    """`file`: a safetensors file in a directory that both sides see; `nccl`: from GPU to GPU."""
     dir: str = "/dev/shm"
     """Directory of that file; needs the weights' size in free space."""
+    address: str = "127.0.0.1"
+    """This machine's address, at which the servers find the learner (`nccl`)."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds that each call of a push may take, and over NCCL each meeting of both sides."""
     bound: float | None = Field(None, gt=0)
     """Bound of `mismatch_kl/fresh`: warns above it, stops above 10 times it. Null = by dtype (1e-6, bf16 1e-3)."""
 
@@ -276,6 +280,11 @@ class Config(Section):
             raise ValueError(f"{what}: give one of them, and neither beside rollout.servers or sampler=transformers")
         if minibatches > rollout.problems:
             raise ValueError(f"train.minibatches={minibatches} is more than rollout.problems={rollout.problems}")
+        if self.sync.backend == "nccl" and (rollout.colocate or self.sampler != "vllm"):
+            raise ValueError("sync.backend=nccl wants vLLM on a GPU of its own: no rollout.colocate, sampler=vllm")
+        far = [url for url in rollout.servers if "//127.0.0.1:" not in url and "//localhost:" not in url]
+        if self.sync.backend == "nccl" and far and self.sync.address == "127.0.0.1":
+            raise ValueError(f"rollout.servers={far} can't reach sync.address=127.0.0.1; give this machine's address")
         if nodes not in (None, 1):
             raise ValueError(f"hardware.nodes={nodes}: one machine so far; name servers elsewhere in rollout.servers")
         return self

@@ -15,6 +15,7 @@ from rollout.server.hardware import Hardware
 GB, GIB = 1e9, 2**30
 ITEM = {"float32": 4, "bfloat16": 2}  # bytes of a number
 CUDA_CONTEXT = 0.6 * GB  # a process's own memory on a GPU before its first tensor
+NCCL_CHUNK = 2**28  # a packed broadcast has this many bytes and the rest of its last tensor
 RESERVE = 0.05  # share of a GPU that is left free: fragments of torch's allocator, the push of one tensor
 
 ADAMW = "learner: AdamW's two moments of each"
@@ -180,7 +181,9 @@ def place(config: Config, hardware: Hardware, context: int) -> Placement:
         return Placement([machine], kv_tokens=int(kv_cache // token))
     places = [Place(f"GPU {i}", gpu.memory_gb * GIB, {}) for i, gpu in enumerate(hardware.gpus)]
     places[0].items = learner | {"learner: CUDA context": CUDA_CONTEXT}
-    if vllm:
+    if config.sync.backend == "nccl":  # a chunk and its parts, the embedding among them
+        places[0].items[PUSHED] = 2.0 * (NCCL_CHUNK + item * shapes.config.vocab_size * shapes.config.hidden_size)
+    elif vllm:
         places.append(Place(f"host memory, {config.sync.dir}", math.inf, {PUSHED: weights}))
     if not serving:
         return Placement(places)

@@ -36,6 +36,7 @@ def print_plan(config: Config) -> None:
         "a step": f"{rollout.problems} problems x {rollout.group_size} = {chains} chains",
         "tokens a step, at most": f"{chains * rollout.max_tokens:,} sampled",
         "context": f"{setup.context} tokens: longest prompt{'' if local else ' in bytes'} + rollout.max_tokens",
+        "push": f"sync.backend={config.sync.backend}",
         "optimizer steps": f"{train.steps * train.epochs * train.minibatches} at up to {train.learning_rate:g}",
     }
     for row in (*(("", what, text) for what, text in work.items()), *_memory(setup, placement)):

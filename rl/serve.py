@@ -28,7 +28,8 @@ async def serve(config: Config) -> None:
         try:
             write_json(run.server, [server.row])
             print(f"serving at {server.url}; in the learner's environment: {KEY_VARIABLE}={key}")
-            print(f"and on its command line: rollout.servers='[\"{server.url}\"]' sync.dir={sync_dir}", flush=True)
+            how = f"sync.dir={sync_dir}" if config.sync.backend == "file" else f"sync.backend={config.sync.backend}"
+            print(f"and on its command line: rollout.servers='[\"{server.url}\"]' {how}", flush=True)
             while server.alive():
                 await stop.guard(asyncio.sleep(1))
             raise Fault(f"the vLLM server died; its log {log} ends with: {' | '.join(server.tail(3))}")

@@ -7,10 +7,10 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from rewards.errors import BadInput, Fault
 from rl.flops import is_adapter
 from rollout.control import ServerControl
 
+T = TypeVar("T")
 Manifest = list[tuple[str, str, tuple[int, ...]]]
 
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}  # safetensors' name, bytes
@@ -62,16 +63,43 @@ class ModuleSource:
         return ((name, p) for name, p in self.module.named_parameters() if not is_adapter(name))
 
 
-@dataclass(frozen=True)
-class FilePush:
-    """Push through a safetensors file in `directory`, which the servers see too (their PONDER_SYNC_DIR).
-    push() raises BadInput where the directory lacks space, Fault where a server refuses or mislabels the weights,
-    ServerDown where one is dead. Whatever happens, the living servers are resumed and the file is removed."""
+@dataclass
+class Push:
+    """What every push does; how the bytes travel is a subclass's. push() raises Fault where a server refuses or
+    mislabels the weights, ServerDown where one is dead. Whatever happens, the living servers are resumed.
+    Rank 0 iterates the source once all servers are paused, and always to its end; the other ranks `follow` it."""
 
     controls: Sequence[ServerControl]
-    directory: Path
 
     async def push(self, source: WeightSource, version: int) -> None:
+        await self.prepare(source)
+        try:
+            await self.each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
+            await self.transfer(source, version)
+        finally:
+            await self.each(lambda c: c.resume())
+
+    async def prepare(self, source: WeightSource) -> None: ...  # what can be done or refused before a pause
+    async def transfer(self, source: WeightSource, version: int) -> None: ...  # `start`, load, `finish`
+    def close(self) -> None: ...  # lets go of what is held between pushes
+
+    async def each(self, call: Callable[[ServerControl], Awaitable[T]]) -> list[T]:
+        """Call every server at once, wait for all, then raise the first error."""
+        results = await asyncio.gather(*(call(control) for control in self.controls), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return cast(list[T], results)
+
+
+@dataclass
+class FilePush(Push):
+    """Push through a safetensors file in `directory`, which the servers see too (their PONDER_SYNC_DIR).
+    push() raises BadInput where the directory lacks space. Whatever happens, the file is removed."""
+
+    directory: Path
+
+    async def prepare(self, source: WeightSource) -> None:
         for path in self.directory.glob("ponder-*.safetensors"):  # left by a push whose process is gone, and its lock
             with contextlib.suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,34 +113,51 @@ class FilePush:
             raise BadInput(
                 f"sync.dir={self.directory} has {free} bytes free, the weights need {needed}; choose another one"
             )
-        await self._each(lambda c: c.init_transfer({"directory": str(self.directory.resolve())}))
-        try:
-            await self._each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
-            with weights_file(self.directory, source, version) as path:
-                await self._each(lambda c: _update(c, path, version))
-        finally:
-            await self._each(lambda c: c.resume())
+        await self.each(lambda c: c.init_transfer({"directory": str(self.directory.resolve())}))
 
-    async def _each(self, call: Callable[[ServerControl], Awaitable[None]]) -> None:
-        """Call every server at once, wait for all, then raise the first error."""
-        results = await asyncio.gather(*(call(control) for control in self.controls), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+    async def transfer(self, source: WeightSource, version: int) -> None:
+        with weights_file(self.directory, source, version) as path:
+            await self.each(start)
+            await self.each(lambda c: c.update({"path": str(path.resolve())}))
+            await self.each(lambda c: finish(c, version))
 
 
-async def _update(control: ServerControl, path: Path, version: int) -> None:
+async def start(control: ServerControl) -> None:
+    """Open the update of one server."""
     try:
         await control.start_update()
     except Fault:  # a learner that was killed in its push has left one open
         with contextlib.suppress(Fault):
             await control.update({"path": ""})  # refused, and a refusal ends the update
         await control.start_update()
-    await control.update({"path": str(path.resolve())})
+
+
+async def finish(control: ServerControl, version: int) -> None:
+    """Close the update of one server and see that it labels its weights so."""
     await control.finish_update(version)
     label = await control.weight_version()
     if label != version:
         raise Fault(f"server {control.url} labels its weights {label} after a push of version {version}; restart it")
+
+
+def checked(source: WeightSource) -> Generator[Tensor, None, None]:
+    """The source's tensors, contiguous, each compared with the manifest: Fault where they differ. Closed early, it
+    gathers what is left all the same: other ranks, in lockstep, would wait in a collective for ever."""
+    stream = source.tensors()
+    try:
+        for (name, dtype, shape), (got, tensor) in zip(source.manifest(), stream, strict=True):
+            if (got, str(tensor.dtype), tuple(tensor.shape)) != (name, f"torch.{dtype}", shape):
+                raise Fault(f"the weights' manifest says {name} {dtype} {shape}, the stream {got} {tensor.dtype}")
+            yield tensor.contiguous()
+    finally:
+        for _ in stream:
+            pass
+
+
+def follow(source: WeightSource) -> None:
+    """What a rank other than 0 does in a push: gather in step with rank 0, and send nothing."""
+    for _ in source.tensors():
+        pass
 
 
 def hf_name(name: str) -> str:
@@ -146,8 +191,7 @@ def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the data
     file.write(len(text).to_bytes(8, "little") + text)
-    for (name, dtype, shape), (got, tensor) in zip(source.manifest(), source.tensors(), strict=True):
-        if (got, str(tensor.dtype), tuple(tensor.shape)) != (name, f"torch.{dtype}", shape):
-            raise Fault(f"the weights' manifest says {name} {dtype} {shape}, the stream {got} {tensor.dtype}")
-        file.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    with contextlib.closing(checked(source)) as tensors:
+        for tensor in tensors:
+            file.write(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     file.flush()

@@ -23,8 +23,12 @@ class ServerControl:
         await self._call("GET", "/health")
 
     async def init_transfer(self, info: dict[str, Any]) -> None:
-        """Hand the back end its start information ({"directory": …} for `ponder_file`); may be repeated."""
+        """Hand the back end its start information: {"directory": …} for `ponder_file`, the group for `nccl`."""
         await self._call("POST", "/init_weight_transfer_engine", json={"init_info": info})
+
+    async def world_size(self) -> int:
+        """Worker processes of the server, all its parallelism together."""
+        return int((await self._call("GET", "/get_world_size")).json()["world_size"])
 
     async def pause(self, clear_cache: bool = True) -> None:
         """Stop scheduling; requests under way return what they have. `clear_cache` drops the prefix cache."""
@@ -37,7 +41,7 @@ class ServerControl:
         await self._call("POST", "/start_weight_update")
 
     async def update(self, payload: dict[str, Any]) -> None:
-        """Load weights: {"path": …} for `ponder_file`."""
+        """Load weights: {"path": …} for `ponder_file`, names, dtypes and shapes for `nccl`."""
         await self._call("POST", "/update_weights", json={"update_info": payload})
 
     async def finish_update(self, version: int) -> None:

@@ -46,13 +46,14 @@ class ServerSpec:
     max_model_len: int  # tokens, prompt and completion together
     seed: int
     port: int
-    sync_dir: str | None  # where pushed weights are read from; None = weights never change
+    sync_dir: str | None  # where pushed weights are read from; None = from nowhere
     load_format: Literal["auto", "dummy"]  # dummy = the weights come with the first push
     kv_cache_gb: float  # GiB, on a CPU
     gpu_memory_utilization: float  # share of the GPU's memory
     eager: bool  # no torch.compile
     threads: int | None  # on a CPU; None = all cores
     max_num_seqs: int = 256  # sequences decoded together
+    nccl: bool = False  # pushed weights come over NCCL
     gpus: tuple[int, ...] = ()  # which of the hardware's it may see; none = all
 
 
@@ -64,8 +65,9 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
     argv += ["--max-num-seqs", str(spec.max_num_seqs), "--seed", str(spec.seed), *_FLAGS.split()]
     argv += ["--enforce-eager"] if spec.eager else []
     env = dict(_ENVIRONMENT)
+    if spec.nccl or spec.sync_dir is not None:
+        argv += ["--weight-transfer-config", json.dumps({"backend": "nccl" if spec.nccl else "ponder_file"})]
     if spec.sync_dir is not None:
-        argv += ["--weight-transfer-config", json.dumps({"backend": "ponder_file"})]
         env["PONDER_SYNC_DIR"] = spec.sync_dir
     if hardware.gpus:
         argv += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]

@@ -1,4 +1,4 @@
-"""The push: the file it writes, the order of its calls, and what it leaves behind when something breaks."""
+"""The push through a file: what is written, sent and refused, and what is left behind when something breaks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +14,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from rewards.errors import BadInput, Fault
 from rl import sync
-from rl.sync import FilePush, Manifest, ModuleSource, hf_name, write_safetensors
-from rollout.client import ServerDown
-from rollout.control import ServerControl
-
-
-class Source:
-    """A WeightSource over a plain dict."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.weights = tensors
-
-    def manifest(self) -> Manifest:
-        return [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in self.weights.items()]
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.weights.items()
-
-
-SOURCE = Source({"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)})
-
-
-class Control(ServerControl):
-    """Records calls; `fails` maps a call's name to what it raises."""
-
-    def __init__(self, log: list[str], name: str = "s", fails: dict[str, Exception] | None = None) -> None:
-        super().__init__(f"http://{name}", "key")
-        self.log, self.name, self.fails = log, name, fails or {}
-        self.label = -1
-        self.updating = False
-        self.received: dict[str, Tensor] = {}
-
-    async def _call(self, method: str, path: str, **request: Any) -> Any:
-        self.log.append(f"{self.name} {path}")
-        if path in self.fails:
-            raise self.fails[path]
-        if path == "/start_weight_update":
-            if self.updating:
-                raise Fault("a weight update is already active")
-            self.updating = True
-        if path == "/update_weights":
-            if not (file := request["json"]["update_info"]["path"]):
-                self.updating = False  # as vLLM does after every update that fails
-                raise Fault("no such file")
-            self.received = load_file(file)
-        if path == "/finish_weight_update":
-            self.label, self.updating = int(request["json"]["weight_version"]), False
-
-    async def weight_version(self) -> int:
-        self.log.append(f"{self.name} label")
-        return self.label
-
-
-ORDER = ["/init_weight_transfer_engine", "/pause", "/start_weight_update", "/update_weights", "/finish_weight_update",
-         "label", "/resume"]  # fmt: skip
-
-
-async def test_order_of_a_push(tmp_path: Path) -> None:
-    log: list[str] = []
-    control = Control(log)
-    await FilePush([control], tmp_path).push(SOURCE, 5)
-    assert log == [f"s {call}" for call in ORDER]
-    assert control.received.keys() == SOURCE.weights.keys()
-    assert all(torch.equal(control.received[name], tensor) for name, tensor in SOURCE.weights.items())
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_no_server_starts_before_all_are_paused_nor_resumes_before_all_are_done(tmp_path: Path) -> None:
-    log: list[str] = []
-    await FilePush([Control(log, "a"), Control(log, "b")], tmp_path).push(SOURCE, 1)
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for position, call in enumerate(log):
-        first.setdefault(call.split()[1], position)
-        last[call.split()[1]] = position
-    assert last["/pause"] < first["/start_weight_update"]
-    assert last["label"] < first["/resume"]
-
-
-@pytest.mark.parametrize("stage", ORDER[1:5])
-@pytest.mark.parametrize("error", [Fault("refused"), ServerDown("http://bad", "gone")], ids=["fault", "dead"])
-async def test_a_failure_resumes_every_server_and_leaves_no_file(tmp_path: Path, stage: str, error: Exception) -> None:
-    log: list[str] = []
-    controls = [Control(log, "good"), Control(log, "bad", {stage: error})]
-    with pytest.raises(type(error)):
-        await FilePush(controls, tmp_path).push(SOURCE, 1)
-    assert {"good /resume", "bad /resume"} <= set(log)
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_an_update_that_a_killed_learner_left_open_is_ended_first(tmp_path: Path) -> None:
-    log: list[str] = []
-    control = Control(log)
-    control.updating = True
-    await FilePush([control], tmp_path).push(SOURCE, 2)
-    assert control.label == 2
-    assert control.received.keys() == SOURCE.weights.keys()
-    again = ["/start_weight_update", "/update_weights"]
-    assert log == [f"s {call}" for call in [*ORDER[:2], *again, *ORDER[2:]]]
-
-
-async def test_a_wrong_label_is_a_fault(tmp_path: Path) -> None:
-    class Mislabels(Control):
-        async def weight_version(self) -> int:
-            return self.label - 1
-
-    with pytest.raises(Fault, match=r"http://s labels its weights 4 after a push of version 5"):
-        await FilePush([Mislabels([])], tmp_path).push(SOURCE, 5)
+from rl.sync import FilePush, Manifest, ModuleSource, checked, follow, hf_name, write_safetensors
+from tests.rl.wire import SOURCE, Control, Source
 
 
 @pytest.mark.parametrize(("dtype", "needed"), [(torch.float32, 36), (torch.bfloat16, 18), (torch.float16, 18)])
@@ -173,7 +67,7 @@ KILLED_IN_THE_PUSH = """
 import os, signal, sys
 from pathlib import Path
 from rl.sync import weights_file
-from tests.rl.test_sync import SOURCE
+from tests.rl.wire import SOURCE
 with weights_file(Path(sys.argv[1]), SOURCE, 3):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -214,6 +108,15 @@ def test_a_stream_that_differs_from_its_manifest_is_a_fault(tmp_path: Path) -> N
 
     with (tmp_path / "w").open("wb") as file, pytest.raises(Fault, match=r"manifest says b\.weight"):
         write_safetensors(file, Lies(SOURCE.weights))
+
+
+def test_a_push_that_breaks_off_still_gathers_to_the_end_as_the_other_ranks_do() -> None:
+    source = Source(SOURCE.weights)
+    broken = checked(source)
+    assert torch.equal(next(broken), source.weights["b.weight"])
+    broken.close()
+    follow(source)
+    assert source.passes == 2
 
 
 def test_module_source_sends_checkpoint_names_in_the_served_dtype() -> None:
