@@ -59,7 +59,7 @@ class ServerControl:
         try:
             response = await self._http.request(method, self.url + path, **request)
         except httpx.TransportError as error:
-            raise ServerDown(self.url, f"{method} {path}: {error or type(error).__name__}") from error
+            raise ServerDown(self.url, f"{method} {path}: {str(error) or type(error).__name__}") from error
         if not response.is_success:
             raise Fault(f"server {self.url} answered {response.status_code} to {method} {path}: {response.text}")
         return response

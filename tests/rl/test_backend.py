@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,11 @@ import pytest
 from rewards.errors import BadInput, Fault
 from rl import backend
 from rl.backend import RemoteBackend, VllmBackend
+from rl.config import SyncConfig
+from rl.nccl import NcclPush, join_group
+from rl.sync import FilePush
 from rollout.client import ServerDown
+from tests.rl.wire import Group
 
 
 class Control:
@@ -53,6 +58,29 @@ async def test_a_refusal_by_a_server_without_an_engine_is_its_end(health: Except
     remote.controls, remote.pusher = [Control(), Control(health)], Refuses()
     with pytest.raises(raised, match="500" if not isinstance(health, ServerDown) else "gone"):
         await remote.push(source=None, version=1)
+
+
+def setup(**sync: Any) -> Any:
+    rollout = SimpleNamespace(request_timeout=1.0)
+    return SimpleNamespace(config=SimpleNamespace(sync=SyncConfig(**sync), rollout=rollout), context=64)
+
+
+def test_the_configuration_chooses_the_push(tmp_path: Path) -> None:
+    made = object.__new__(RemoteBackend)
+    made.connect(setup(), ["http://a", "http://b"], "key", tmp_path)
+    assert made.pusher == FilePush(made.controls, tmp_path)
+    made.connect(setup(backend="nccl", address="10.0.0.1", timeout=7), ["http://a", "http://b"], "key", tmp_path)
+    assert made.pusher == NcclPush(made.controls, "10.0.0.1", 7.0, join_group)
+    assert [control._http.timeout.read for control in made.controls] == [7.0, 7.0]
+
+
+async def test_the_end_of_a_back_end_leaves_the_group(tmp_path: Path) -> None:
+    made = object.__new__(RemoteBackend)
+    made.connect(setup(backend="nccl"), ["http://a"], "key", tmp_path)
+    group = Group(None)  # type: ignore[arg-type]
+    made.pusher.group = group  # type: ignore[attr-defined]
+    await made.aclose()
+    assert group.disabled
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ def parse(**extra: object) -> Config:
         ({"seed": True}, ["seed"]),
         ({"run": {"name": "../up"}}, ["run.name"]),
         ({"train": {"minibatches": 40}}, ["train.minibatches=40", "rollout.problems=32"]),
+        ({"sync": {"backend": "rdma"}}, ["sync.backend='rdma'", "'nccl'"]),
+        ({"sync": {"backend": "nccl"}, "rollout": {"colocate": True}}, ["sync.backend=nccl", "no rollout.colocate"]),
+        ({"sync": {"backend": "nccl"}, "sampler": "transformers"}, ["sync.backend=nccl", "sampler=vllm"]),
+        (
+            {"sync": {"backend": "nccl"}, "rollout": {"servers": ["http://10.0.0.2:80", "http://localhost:80"]}},
+            ["rollout.servers=['http://10.0.0.2:80']", "sync.address=127.0.0.1"],
+        ),
         ({"budget": {"think": 8, "answer": 512}}, ["budget.answer=512", "rollout.max_tokens=512"]),
     ],
 )

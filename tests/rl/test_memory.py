@@ -21,6 +21,7 @@ from rl.memory import (
     ACTIVATIONS,
     ADAMW,
     KV_CACHE,
+    PUSHED,
     REFERENCE,
     SERVED,
     SPARE,
@@ -181,6 +182,13 @@ def test_two_gpus_are_the_learners_and_the_servers() -> None:
     assert ACTIVATIONS not in apart.places[1].items
     assert (apart.server_gpus, apart.server_share) == ((1,), 0.9)
     assert on_card(replace(TWO, gpus=TWO.gpus * 2), lora={"rank": 16}, rollout={"gpus": [3]}).server_gpus == (3,)
+
+
+def test_over_nccl_chunks_lie_on_the_learners_card_and_nothing_in_the_host() -> None:
+    file, nccl = (on_card(TWO, lora={"rank": 16}, sync={"backend": backend}) for backend in ("file", "nccl"))
+    assert [PUSHED in place.items for place in file.places] == [False, False, True]
+    assert [PUSHED in place.items for place in nccl.places] == [True, False]
+    assert nccl.places[0].items[PUSHED] == 2 * (2**28 + 2 * 151936 * 1536)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,39 @@ async def test_a_communicator_that_hangs_is_a_fault_within_the_deadline(
     world.groups[0].released.set()
 
 
+async def test_a_server_that_hangs_in_the_update_is_down_within_the_deadline() -> None:
+    """Over real HTTP, whose timeout is the one that ends it; the group wakes when it is left."""
+    asked: list[str] = []
+    over = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        asked.append(head.split()[1].partition("?")[0])
+        if asked[-1] == "/update_weights":
+            await over.wait()
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\nConnection: close\r\n\r\n{"world_size": 1}')
+        await writer.drain()
+        writer.close()
+
+    class Meets(World):
+        def join(self, listener: socket.socket, world: int, timeout: float) -> Group:
+            listener.close()
+            self.servers = [Silent([])]  # that never takes a chunk
+            return Group(self)
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        control = ServerControl(url, "key", timeout=0.7)
+        push = NcclPush([control], "127.0.0.1", 0.7, Meets([]).join)
+        began = time.monotonic()
+        with pytest.raises(ServerDown, match="POST /update_weights: ReadTimeout"):
+            await push.push(SOURCE, 1)
+        assert time.monotonic() - began < 5
+        over.set()
+        await control.aclose()
+    assert asked[-2:] == ["/update_weights", "/resume"]
+
+
 async def test_servers_that_answer_do_not_hide_a_communicator_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Answers(Control):
         async def _receive(self, info: dict[str, Any]) -> None:

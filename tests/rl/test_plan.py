@@ -47,6 +47,7 @@ def test_the_card_of_24_gb_is_planned_without_a_gpu_weights_or_a_tokenizer(capsy
         ("hardware.gpu_memory_gb=1", "GPU 0 has 1.1 GB"),
         ("model.lora=null", "model.lora={rank: 16}"),
         ("rollout.colocate=false", "rollout.colocate=true"),
+        ("sync.backend=nccl", "no rollout.colocate"),
         ("hardware.nodes=2", "hardware.nodes=2: one machine"),
         ("rollout.servers=['http://x']", "neither beside rollout.servers"),
         ("rollout.max_tokens=40000", "a context of 32768"),
@@ -59,6 +60,23 @@ def test_what_cannot_be_is_exit_2_and_one_line(capsys: Any, override: str, words
     assert code == 2
     assert err.count("\n") == 1
     assert words in err
+
+
+APART = ("rollout.colocate=false", "hardware.gpus=2", "sync.backend=nccl", "--dry-run")
+
+
+def test_the_plan_names_the_push(capsys: Any, tmp_path: Path) -> None:
+    code, out, _ = plan(capsys, SHARED, f"run.dir={tmp_path}", *APART)
+    assert code == 0
+    assert "sync.backend=nccl" in out
+    assert "weights on their way" in out
+    assert "host memory" not in out
+
+
+def test_nccl_without_cuda_is_exit_2_and_one_line(capsys: Any) -> None:
+    code, _, err = plan(capsys, SHARED, *APART, "hardware={gpus: 0}", "rollout.gpus=[]")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "sync.backend=nccl needs CUDA, and there is no GPU that can be used here; use sync.backend=file" in err
 
 
 @pytest.mark.parametrize(

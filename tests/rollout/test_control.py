@@ -45,6 +45,15 @@ async def test_routes(call: Call, route: str, body: object) -> None:
     assert request.headers["Authorization"] == "Bearer key"
 
 
+async def test_a_server_tells_how_many_workers_it_has() -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        assert (request.method, str(request.url)) == ("GET", "http://s/get_world_size")
+        assert request.headers["Authorization"] == "Bearer key"
+        return httpx.Response(200, json={"world_size": 4})
+
+    assert await ServerControl("http://s", "key", transport=httpx.MockTransport(serve)).world_size() == 4
+
+
 @pytest.mark.parametrize(("label", "version"), [("7", 7), ("default", -1)])
 async def test_a_label_that_no_push_has_set_is_minus_one(label: str, version: int) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"weight_version": label}))

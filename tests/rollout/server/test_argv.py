@@ -43,6 +43,7 @@ CASES = {
     "server_cpu_frozen": (replace(TINY, load_format="auto", sync_dir=None, max_num_seqs=64), CPU),
     "server_gpu_bf16": (replace(TINY, dtype="bfloat16", eager=False, gpu_memory_utilization=0.45), GPU),
     "server_gpu_24gb": (SHARED, CARD),
+    "server_gpu_nccl": (replace(TINY, dtype="bfloat16", sync_dir=None, nccl=True), GPU),
 }
 
 
@@ -76,6 +77,8 @@ def test_vllm_parses_the_command_line(name: str) -> None:
     assert (engine.model, engine.dtype, engine.max_model_len) == (spec.model, spec.dtype, spec.max_model_len)
     assert (engine.logprobs_mode, engine.generation_config) == ("processed_logprobs", "vllm")
     assert (engine.enforce_eager, engine.enable_prefix_caching) == (spec.eager, True)
+    transfer = engine.weight_transfer_config and engine.weight_transfer_config.backend
+    assert transfer == ("nccl" if spec.nccl else spec.sync_dir and "ponder_file")
 
 
 def test_cpu_gets_its_threads_and_a_gpu_none() -> None:
