@@ -20,11 +20,11 @@ from rl.progress import RunProgress
 from rl.rundir import RunDir, command, result_file, versions, write_json
 from rl.scoring import COUNTS, audit_figures
 from rl.views import words
-from rollout.budget import Budget, extend_thinking
+from rollout.budget import Budgeted
 from rollout.collect import EVAL_STEP, Examiner, Plan, Scorer, collect, gather_all, score_chain
 from rollout.evaluate import at_budget, make_cells, paired_gain, style_of, wilson
 from rollout.prompt import Style, read_json
-from rollout.sampling import SamplingParams, request_seed
+from rollout.sampling import request_seed
 from rollout.store import SampleStore, read
 from rollout.types import Chain, Group, Sampler
 
@@ -66,15 +66,14 @@ class Evaluator:
         if read_cells(self.run, label) is not None:
             return
         base, plan = read_groups(self.run, "base"), setup.plan
-        params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
 
         def claims_a_hit(thinking: str) -> bool:
             return any(attempt.claimed for attempt in read_tries(thinking)[-1:])
 
         async def go_on(problem: Problem, k: int, chain: Chain) -> Chain:
             seeds = partial(request_seed, plan.seed, EVAL_STEP, problem.id, k)
-            budget = Budget(None, plan.answer)
-            longer = await extend_thinking(sampler, template, chain, params, budget, seeds, claims_a_hit)
+            asked = Budgeted(sampler, template, seeds, plan.temperature, plan.max_tokens, plan.answer)
+            longer = await asked.extend(chain, None, claims_a_hit)
             return await score_chain(longer, problem, template=template, pool=self.pool, spec=setup.spec_of(problem))
 
         chains = iter(await gather_all(go_on(g.problem, k, chain) for g in base for k, chain in enumerate(g.chains)))

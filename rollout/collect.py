@@ -11,10 +11,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from rewards.errors import BadInput
 from rewards.types import Extras, Problem, Score
-from rollout.budget import Budget, cut_chain, finish_thinking, sample_with_budget
+from rollout.budget import Budgeted, cut_chain
 from rollout.chain import bare_chain
 from rollout.prompt import Shot, Style, Template
-from rollout.sampling import SamplingParams, request_seed
+from rollout.sampling import request_seed
 from rollout.types import Chain, Group, Sampler
 
 T = TypeVar("T")
@@ -90,15 +90,14 @@ class Examiner:
         score = partial(
             score_chain, problem=problem, template=template, pool=self.pool, spec=self.spec_of(problem), step=self.step
         )
-        params = SamplingParams(plan.max_tokens, template.stop_ids, seed=0, temperature=plan.temperature)
+        asked = Budgeted(self.sampler, template, seeds, plan.temperature, plan.max_tokens, plan.answer)
         first, *smaller = plan.descending
         bare = bare_chain(f"{self.step or question.style}/{problem.id}/{k}", problem.id, question.prompt_ids)
-        long = await sample_with_budget(self.sampler, template, bare, params, Budget(first, plan.answer), seeds)
+        long = await asked.sample(bare, first)
 
         async def at(think: int | None) -> Chain | None:
-            cap = Budget(think, plan.answer).cap(plan.max_tokens) or 0
-            piece, own = cut_chain(long, template, cap) or long, replace(params, seed=seeds(2 + cap))
-            chain = await finish_thinking(self.sampler, template, piece, own, plan.answer)
+            cap = asked.cap(think) or 0
+            chain = await asked.finish(cut_chain(long, template, cap) or long, segment=2 + cap)
             return None if chain is long else await score(replace(chain, id=f"{long.id}/{think}"))
 
         # No verdict is waited for before an answer is asked for: what is batched must not depend on the verifier.

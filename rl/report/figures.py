@@ -136,14 +136,15 @@ def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | Non
 
 def column(rows: Sequence[Row], key: str, most: int = 400) -> NDArray[np.float64]:
     """A metric over the steps, [at most `most`], NaN where there is none; "a per b" divides one by another."""
+
+    def read(name: str) -> Any:  # masked where nothing was logged; a division by zero masks, too
+        return np.ma.masked_invalid(np.array([row.get(name) for row in rows], dtype=float))
+
     over, _, under = key.partition(" per ")
-    values = np.array([row.get(over) for row in rows], dtype=float)
-    starts = np.arange(0, len(values), math.ceil(len(values) / most) or 1)  # means of runs: a page can't show more
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if under:
-            values /= np.array([row.get(under) for row in rows], dtype=float)
-        known = np.isfinite(values)
-        return np.add.reduceat(np.where(known, values, 0.0), starts) / np.add.reduceat(known.astype(float), starts)
+    values = read(over) / read(under) if under else read(over)
+    size = math.ceil(len(values) / most) or 1  # means of runs: a page can't show more
+    padded = np.ma.append(values, np.ma.masked_all(-len(values) % size))
+    return padded.reshape(-1, size).mean(axis=1).filled(np.nan)
 
 
 def number(value: Any) -> str:

@@ -58,15 +58,13 @@ def policy(setup, texts: list[str]) -> FakeSampler:
 
 
 async def base_group(setup, text: str) -> Group:
-    from rollout.budget import Budget, sample_with_budget
+    from rollout.budget import Budgeted
     from rollout.chain import bare_chain
-    from rollout.sampling import SamplingParams
 
     problem = setup.task.problem(0, "test")
-    params = SamplingParams(96, setup.template.stop_ids, seed=0)
     bare = bare_chain(f"cot/{problem.id}/0", problem.id, setup.template.encode(problem.prompt))
-    sampler = policy(setup, [text])
-    chain = await sample_with_budget(sampler, setup.template, bare, params, Budget(None, 16), lambda s: s)
+    asked = Budgeted(policy(setup, [text]), setup.template, lambda s: s, 1.0, max_tokens=96, answer=16)
+    chain = await asked.sample(bare, None)
     return Group(problem, [chain])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import BadInput
-from rollout.budget import MAX_RETRIES, Budget, cut_chain, extend_thinking, finish_thinking, sample_with_budget
+from rollout.budget import MAX_RETRIES, Budgeted, cut_chain
 from rollout.chain import bare_chain
 from rollout.prompt import Template
 from rollout.sampling import SamplingParams
@@ -21,7 +21,7 @@ BOS, EOS, OPEN, CLOSE = 1, 2, 3, 4
 PROMPT = [BOS, 20, OPEN]
 T, A = 30, 40  # a thinking token, an answer token
 TEMPLATE = Template(word_tokenizer(), think=True, stop_ids=(EOS,))
-FREE = Budget(None, 4)
+FREE = (None, 4)  # a cap on thinking, tokens for the answer
 
 
 def bare(prompt: list[int]) -> Chain:
@@ -43,9 +43,15 @@ def planned(thinking: int, answer: int, prompt: list[int] = PROMPT, end: int = E
     return FakeSampler(script)
 
 
-async def sample(sampler: FakeSampler, budget: Budget, max_tokens: int = 100, prompt: list[int] = PROMPT) -> Chain:
-    params = SamplingParams(max_tokens, TEMPLATE.stop_ids, seed=0, temperature=0.7)
-    return await sample_with_budget(sampler, TEMPLATE, bare(prompt), params, budget, lambda segment: 50 + segment)
+def asking(sampler: FakeSampler, answer: int, max_tokens: int = 100) -> Budgeted:
+    return Budgeted(sampler, TEMPLATE, lambda segment: 50 + segment, 0.7, max_tokens, answer)
+
+
+async def sample(
+    sampler: FakeSampler, budget: tuple[int | None, int], max_tokens: int = 100, prompt: list[int] = PROMPT
+) -> Chain:
+    think, answer = budget
+    return await asking(sampler, answer, max_tokens).sample(bare(prompt), think)
 
 
 async def test_without_a_cap_it_is_one_request() -> None:
@@ -57,14 +63,14 @@ async def test_without_a_cap_it_is_one_request() -> None:
 
 async def test_done_within_the_cap_is_one_request() -> None:
     sampler = planned(5, 2)
-    chain = await sample(sampler, Budget(9, 4))
+    chain = await sample(sampler, (9, 4))
     assert (chain.response_ids, chain.finish_reason) == ([T] * 5 + [CLOSE, A, A, EOS], "stop")
     assert [p.max_tokens for _, p in sampler.requests] == [9]
 
 
 async def test_closed_within_the_cap_gets_the_rest_of_its_answer() -> None:
     sampler = planned(5, 3)
-    chain = await sample(sampler, Budget(8, 4))
+    chain = await sample(sampler, (8, 4))
     assert (chain.response_ids, chain.finish_reason) == ([T] * 5 + [CLOSE, A, A, A, EOS], "stop")
     assert [(p.max_tokens, p.seed) for _, p in sampler.requests] == [(8, 50), (2, 51)]
     assert chain.inserted_count == 0
@@ -72,7 +78,7 @@ async def test_closed_within_the_cap_gets_the_rest_of_its_answer() -> None:
 
 async def test_unclosed_at_the_cap_is_closed_by_force() -> None:
     sampler = planned(5, 2)
-    chain = await sample(sampler, Budget(3, 4))
+    chain = await sample(sampler, (3, 4))
     assert (chain.response_ids, chain.finish_reason) == ([T] * 3 + [CLOSE, A, A, EOS], "forced")
     assert chain.sampled[len(PROMPT) :] == [True] * 3 + [False] + [True] * 3
     assert [(len(ids), p.max_tokens, p.seed) for ids, p in sampler.requests] == [(3, 3, 50), (7, 4, 51)]
@@ -80,7 +86,7 @@ async def test_unclosed_at_the_cap_is_closed_by_force() -> None:
 
 async def test_a_cap_of_0_closes_at_once() -> None:
     sampler = planned(5, 2)
-    chain = await sample(sampler, Budget(0, 4))
+    chain = await sample(sampler, (0, 4))
     assert chain.response_ids == [CLOSE, A, A, EOS]
     assert (chain.prompt_len, chain.inserted_count, chain.finish_reason) == (3, 1, "forced")
     assert len(sampler.requests) == 1
@@ -88,14 +94,14 @@ async def test_a_cap_of_0_closes_at_once() -> None:
 
 @pytest.mark.parametrize("think", [0, 3, 50])
 async def test_an_answer_beyond_its_tokens_is_cut(think: int) -> None:
-    chain = await sample(planned(5, 9), Budget(think, 4))
+    chain = await sample(planned(5, 9), (think, 4))
     assert chain.finish_reason == "length"
     assert chain.response_ids[-5:] == [CLOSE, A, A, A, A]
 
 
 async def test_an_end_inside_the_thinking_is_left_alone() -> None:
     sampler = FakeSampler(lambda ids, params: [T, T, EOS, T, T])
-    chain = await sample(sampler, Budget(5, 4))
+    chain = await sample(sampler, (5, 4))
     assert (chain.response_ids, chain.finish_reason) == ([T, T, EOS], "stop")
     assert TEMPLATE.unclosed(chain)
 
@@ -103,15 +109,15 @@ async def test_an_end_inside_the_thinking_is_left_alone() -> None:
 async def test_a_direct_prompt_has_nothing_to_cap() -> None:
     direct = [BOS, 20, OPEN, CLOSE]
     sampler = FakeSampler(lambda ids, params: [A, EOS])
-    chain = await sample(sampler, Budget(3, 4), prompt=direct)
+    chain = await sample(sampler, (3, 4), prompt=direct)
     assert (chain.response_ids, sampler.requests[0][1].max_tokens) == ([A, EOS], 100)
 
 
 async def test_the_answer_keeps_its_room_within_max_tokens() -> None:
-    chain = await sample(planned(50, 2), Budget(512, 4), max_tokens=10)
+    chain = await sample(planned(50, 2), (512, 4), max_tokens=10)
     assert chain.response_ids == [T] * 6 + [CLOSE, A, A, EOS]
     with pytest.raises(BadInput, match=r"budget.answer=10 leaves no room to think in 10 tokens"):
-        await sample(planned(50, 2), Budget(512, 10), max_tokens=10)
+        await sample(planned(50, 2), (512, 10), max_tokens=10)
 
 
 async def test_an_aborted_chain_is_not_closed() -> None:
@@ -119,7 +125,7 @@ async def test_an_aborted_chain_is_not_closed() -> None:
         async def sample(self, prompt_ids, params):
             return replace(await super().sample(prompt_ids, params), finish_reason="abort")
 
-    chain = await sample(Aborting(lambda ids, params: [T] * 9), Budget(3, 4))
+    chain = await sample(Aborting(lambda ids, params: [T] * 9), (3, 4))
     assert (chain.response_ids, chain.finish_reason) == ([T] * 3, "abort")
 
 
@@ -131,7 +137,7 @@ async def test_an_aborted_chain_is_not_closed() -> None:
     max_tokens=st.integers(6, 30),
 )
 def test_any_budget_keeps_its_promises(thinking: int, answer: int, think: int, room: int, max_tokens: int) -> None:
-    chain = asyncio.run(sample(planned(thinking, answer), Budget(think, room), max_tokens))
+    chain = asyncio.run(sample(planned(thinking, answer), (think, room), max_tokens))
     cap = min(think, max_tokens - room)
     end = TEMPLATE.close_end(chain)
     assert end is not None
@@ -148,15 +154,14 @@ def test_any_budget_keeps_its_promises(thinking: int, answer: int, think: int, r
 def test_a_cap_cut_from_a_long_chain_is_what_the_cap_gives(thinking: int, answer: int, think: int, room: int) -> None:
     async def both() -> tuple[Chain, Chain, Chain]:
         uncapped = await sample(planned(thinking, answer), FREE)
-        capped = await sample(planned(thinking, answer), Budget(13, room))
+        capped = await sample(planned(thinking, answer), (13, room))
         out = []
         for long in (uncapped, capped):
             sampler = planned(thinking, answer)
             piece = cut_chain(long, TEMPLATE, think) or long
-            params = SamplingParams(100, TEMPLATE.stop_ids, seed=0)
-            out.append(await finish_thinking(sampler, TEMPLATE, piece, params, room))
+            out.append(await asking(sampler, room).finish(piece, 1))
             assert len(sampler.requests) <= 1
-        return out[0], out[1], await sample(planned(thinking, answer), Budget(think, room))
+        return out[0], out[1], await sample(planned(thinking, answer), (think, room))
 
     from_uncapped, from_capped, direct = asyncio.run(both())
     assert from_uncapped == from_capped == direct
@@ -186,11 +191,10 @@ def impatient(segment: int) -> FakeSampler:
 
 
 async def extend(sampler: FakeSampler, think: int, enough: int, wait_ids: tuple[int, ...] = ()) -> Chain:
-    params = SamplingParams(100, TEMPLATE.stop_ids, seed=0)
-    budget = Budget(think, 4)
-    chain = await sample_with_budget(sampler, TEMPLATE, bare(PROMPT), params, budget, lambda s: s)
+    asked = asking(sampler, 4)
+    chain = await asked.sample(bare(PROMPT), think)
     satisfied = lambda text: text.split().count(TEMPLATE.tokenizer.decode([T])) >= enough  # noqa: E731
-    return await extend_thinking(sampler, TEMPLATE, chain, params, budget, lambda s: s, satisfied, wait_ids)
+    return await asked.extend(chain, think, satisfied, wait_ids)
 
 
 async def test_closes_are_taken_back_until_it_is_satisfied() -> None:
@@ -198,7 +202,7 @@ async def test_closes_are_taken_back_until_it_is_satisfied() -> None:
     chain = await extend(sampler, think=20, enough=5)
     assert (chain.response_ids, chain.finish_reason) == ([T] * 6 + [CLOSE, A, EOS], "stop")
     assert all(chain.sampled[3:])
-    assert [(len(ids), p.max_tokens, p.seed) for ids, p in sampler.requests] == [(3, 20, 0), (5, 18, 2), (7, 16, 3)]
+    assert [(len(ids), p.max_tokens, p.seed) for ids, p in sampler.requests] == [(3, 20, 50), (5, 18, 52), (7, 16, 53)]
 
 
 async def test_one_that_is_satisfied_is_left_alone() -> None:
@@ -214,11 +218,10 @@ async def test_an_extension_ends_at_the_budget() -> None:
 
 
 async def test_a_chain_that_thought_past_the_budget_is_cut_to_it() -> None:
-    params = SamplingParams(12, TEMPLATE.stop_ids, seed=0)
-    sampler = planned(50, 2)
-    chain = await sample_with_budget(sampler, TEMPLATE, bare(PROMPT), params, FREE, lambda s: s)
+    asked = asking(planned(50, 2), answer=4, max_tokens=12)
+    chain = await asked.sample(bare(PROMPT), None)
     assert chain.response_ids == [T] * 12
-    longer = await extend_thinking(sampler, TEMPLATE, chain, params, Budget(None, 4), lambda s: s, lambda _: False)
+    longer = await asked.extend(chain, None, lambda _: False)
     assert longer.response_ids == [T] * 8 + [CLOSE, A, A, EOS]
 
 
