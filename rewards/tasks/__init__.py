@@ -59,21 +59,15 @@ def source_of(task: Task, problem: Problem) -> str:
 
 def list_tasks() -> list[dict[str, Any]]:
     """Every built-in task: name, description, reward and parameters with default and meaning."""
-    return [
-        {
-            "name": name,
-            "description": (kind.__doc__ or "").strip(),
-            "reward": kind.reward,
-            "parameters": {
-                f.name: {
-                    "default": "-".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default),
-                    "help": f.metadata["help"],
-                }
-                for f in parameters(kind).values()
-            },
-        }
-        for name, kind in GENERATORS.items()
-    ] + gym_rows()
+    rows = []
+    for name, kind in GENERATORS.items():
+        given = {}
+        for f in parameters(kind).values():
+            default = "-".join(map(str, f.default)) if isinstance(f.default, tuple) else str(f.default)
+            given[f.name] = {"default": default, "help": f.metadata["help"]}
+        about = (kind.__doc__ or "").strip()
+        rows.append({"name": name, "description": about, "reward": kind.reward, "parameters": given})
+    return rows + gym_rows()
 
 
 def _mixture(entries: list[dict[str, Any]], seed: int) -> Mixture:

@@ -26,7 +26,7 @@ CODE = (
     "from rewards import tasks, worker; worker.serve(lambda request: tasks.gym.generate(**request))"  # of the process
 )
 _lock = threading.Lock()
-_running: list[subprocess.Popen[bytes]] = []  # the process that generates, started when first asked
+_running: list[Any] = []  # the process that generates, started when first asked
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,13 @@ def gym_rows() -> list[dict[str, Any]]:
 def ask(**request: Any) -> dict[str, Any]:
     """What generate() says in the other process. Raises BadInput for what it refuses, Fault where it dies."""
     command = (sys.executable, "-P", "-c", CODE)
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with _lock:
         if not _running or _running[0].poll() is not None:  # it ends with the pipe to it
             _running[:] = [subprocess.Popen(command, env=os.environ | ONE_THREAD | {"PYTHONHASHSEED": "0"}, **pipes)]
-        stdin, stdout = _running[0].stdin, _running[0].stdout
-        assert stdin is not None and stdout is not None  # noqa: PT018
         try:
-            stdin.write(json.dumps(request).encode() + b"\n")
-            stdin.flush()
-            reply = json.loads(stdout.readline())
+            print(json.dumps(request), file=_running[0].stdin, flush=True)
+            reply = json.loads(_running[0].stdout.readline())
         except (OSError, ValueError):
             raise Fault(f"the process that generates gym: problems died at {request}; try again") from None
     if "bad" in reply:
