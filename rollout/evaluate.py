@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -65,19 +66,18 @@ def make_cell(groups: Sequence[Group], text_of: TextOf, ks: Ks = None, **named: 
     ks = sorted({k for k in ks if k <= most} if ks is not None else {*(2**i for i in range(most.bit_length())), most})
     statuses = Counter(score.status for score in scores)
     outcomes = [_correct(some) for some in judged]
-    names, passed, best = [*map(str, ks)], [mean_pass_at_k(outcomes, k) for k in ks], []
-    for k in ks:
-        values = [([s.value or 0.0 for _, s in some], _correct(some)) for some in judged if len(some) >= k]
-        best.append(float(np.mean([best_of_k(*each, k) for each in values])))
+    valued = [([score.value or 0.0 for _, score in some], _correct(some)) for some in judged]
+    passed = {str(k): mean_pass_at_k(outcomes, k) for k in ks}
+    best = {str(k): float(np.mean([best_of_k(*each, k) for each in valued if len(each[0]) >= k])) for k in ks}
     return {
         **named,
         "n_problems": sum(map(bool, judged)),
         "n_samples": len(chains),
         **pass_at_1(outcomes),
-        "pass@k": dict(zip(names, passed, strict=True)),
+        "pass@k": passed,
         "majority@k": {str(k): _majority(judged, text_of, k) for k in ks},
-        **({} if np.allclose(best, passed) else {"best_of@k": dict(zip(names, best, strict=True))}),
-        "tokens_mean": sum(chain.sampled_count for chain in chains) / len(chains),
+        **({} if np.allclose([*best.values()], [*passed.values()]) else {"best_of@k": best}),
+        "tokens_mean": fmean(chain.sampled_count for chain in chains),
         "truncated": statuses["truncated"] / len(chains),
         "unparsed": statuses["unparsed"] / len(chains),
         "forced_closed": sum(chain.inserted_count > 0 for chain in chains) / len(chains),
@@ -175,7 +175,6 @@ def _levels(groups: Sequence[Group], judged: Sequence[Judged], name: str) -> dic
             levels.setdefault(getattr(group.problem, name), []).append(samples)
     rows = {}
     for level, some in sorted(levels.items()):
-        lengths = [chain.sampled_count for samples in some for chain, _ in samples]
-        mean = sum(lengths) / len(lengths)
-        rows[level] = {**pass_at_1(map(_correct, some)), "n_problems": len(some), "tokens_mean": mean}
+        tokens = fmean(chain.sampled_count for samples in some for chain, _ in samples)
+        rows[level] = {**pass_at_1(map(_correct, some)), "n_problems": len(some), "tokens_mean": tokens}
     return rows

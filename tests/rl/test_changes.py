@@ -81,6 +81,21 @@ async def test_the_patient_base_goes_on_until_its_last_attempt_claims_a_hit(setu
     assert (cell["pass@1"], cell["task"], cell["model"]) == (1.0, "countdown?numbers=3", "base-patient")
 
 
+async def test_budgets_bring_answers_at_once_and_thinking_chains_are_kept(setup, tmp_path, monkeypatch) -> None:
+    run, progress = RunDir(tmp_path / "run"), RunProgress(1)
+    said: list[str] = []
+    monkeypatch.setattr(progress, "phase", said.append)
+    sampler = policy(setup, [f"{HIT} </think> 4 + 5 <eos>"] * 4 + ["4 + 5 <eos>"] * 99)
+    await Evaluator(setup, run, Verdicts(), progress).run_once("base", "test", sampler, budgets=[2])
+    cells = read_cells(run, "base") or []
+    assert [(c["prompt"], c["budget"], c["n_problems"]) for c in cells] == [
+        ("cot", 2, 4), ("cot", None, 4), ("direct", None, 4),
+    ]  # fmt: skip
+    assert said == [f"evaluating {i}/8" for i in range(1, 9)]
+    kept = [chain.id for group in read_groups(run, "base") for chain in group.chains]
+    assert kept == [f"cot/{problem.id}/0" for problem in setup.eval_problems("test")]
+
+
 def store(setup, run: RunDir, label: str, groups: list[Group]) -> None:
     """An evaluation: its chains and, of those that are scored, its cells."""
     run.eval.mkdir(parents=True, exist_ok=True)
