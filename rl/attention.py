@@ -1,8 +1,9 @@
 """Attention over packed chains, one seam for CPU and GPU: `ponder_varlen`, registered with transformers.
 No mask, no cache: the chains' lengths travel as a keyword through the model's forward to the attention function. On
-CUDA in half precision that is torch's varlen_attn, elsewhere one SDPA call a chain (docs/decisions/packing.md)."""
+CUDA in half precision that is torch's varlen_attn, elsewhere SDPA calls (docs/decisions/packing.md)."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -45,15 +46,19 @@ def varlen_attention(
         raise BadInput(f"{type(module).__name__} needs {lack}, which {NAME} does not compute")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _flash(query, key, value, varlen, scaling, sliding_window), None
-    outputs, window = [], sliding_window
-    for q, k, v in zip(*(torch.split(x, varlen.lengths, dim=2) for x in (query, key, value)), strict=True):
+    outputs, window, start = [], sliding_window, 0
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, D]
+    for length, run in groupby(varlen.lengths):  # neighbours as long as each other go together
+        part, chains = slice(start, start := start + length * (count := len(list(run)))), (count, length)
+        q, k, v = (x[part].unflatten(0, chains).transpose(1, 2) for x in (query, key, value))  # [count, H, length, D]
         band = None
-        if window is not None and window < q.shape[2]:  # each token sees itself and the window - 1 before it
-            full = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device)
+        if window is not None and window < length:  # each token sees itself and the window - 1 before it
+            full = torch.ones(length, length, dtype=torch.bool, device=q.device)
             band = full.tril() & full.triu(1 - window)
         gqa = q.shape[1] != k.shape[1]
-        outputs.append(F.scaled_dot_product_attention(q, k, v, band, 0.0, band is None, scale=scaling, enable_gqa=gqa))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        out = F.scaled_dot_product_attention(q, k, v, band, 0.0, band is None, scale=scaling, enable_gqa=gqa)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).unsqueeze(0), None
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan, scaling: float | None, window: int | None) -> Tensor:
