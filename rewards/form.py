@@ -42,7 +42,12 @@ def length(count: int, problem: Problem) -> float:
 
 
 def overlong(max_tokens: int, cache: int) -> Callable[..., Score]:
-    """Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13): 0 up to max_tokens - cache, then down to -1."""
+    """The reward of `soft_overlong` alone; raises BadInput for numbers that make no sense."""
     if type(max_tokens) is not int or type(cache) is not int or not 0 <= cache <= max_tokens:
         raise BadInput("overlong takes {max_tokens: 4096, cache: 512}: whole numbers, 0 <= cache <= max_tokens")
-    return _counted(lambda count, _: -min(1.0, max(0, count - max_tokens + cache) / max(cache, 1)) + 0.0)
+    return _counted(lambda count, _: soft_overlong(count, max_tokens, cache))
+
+
+def soft_overlong(count: int, max_tokens: int, cache: int) -> float:
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13): 0 up to max_tokens - cache, then down to -1."""
+    return -min(1.0, max(0, count - max_tokens + cache) / max(cache, 1)) + 0.0

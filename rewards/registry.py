@@ -71,15 +71,21 @@ def _resolve(spec: Any) -> Any:
             return plugins[spec].load()
         hint = nearest(spec, sorted({*BUILT_IN, *plugins}))
         raise BadInput(f"unknown reward {spec!r}; {hint} (or your own: module:function, path/file.py:function)")
-    place, _, attribute = BUILT_IN.get(spec, spec).rpartition(":")
+    return import_function(BUILT_IN.get(spec, spec), f"reward {spec!r}")
+
+
+def import_function(path: str, what: str) -> Any:
+    """What `module:function` or `path/file.py:function` names. Raises BadInput, beginning with `what`, where it is not
+    there, and whatever the module raises."""
+    place, _, attribute = path.rpartition(":")
     if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise BadInput(f"reward {spec!r}: no file {place!r} below {Path.cwd()}")
-        found: Any = importlib.util.spec_from_file_location(f"ponder_plugin_{path.stem}", path)
+        file = Path(place)
+        if not file.is_file():
+            raise BadInput(f"{what}: no file {place!r} below {Path.cwd()}")
+        found: Any = importlib.util.spec_from_file_location(f"ponder_plugin_{file.stem}", file)
         module = importlib.util.module_from_spec(found)
         sys.modules[found.name] = module  # dataclasses and pickle look the module up by name
-        sys.path.append(str(path.resolve().parent))  # last: its neighbours can be imported, nothing is shadowed
+        sys.path.append(str(file.resolve().parent))  # last: its neighbours can be imported, nothing is shadowed
         found.loader.exec_module(module)
     else:
         try:
@@ -88,7 +94,7 @@ def _resolve(spec: Any) -> Any:
             if not f"{place}.".startswith(f"{error.name}."):  # something that the module imports
                 raise
             own = f"{place.replace('.', '/')}.py:{attribute}"
-            raise BadInput(f"reward {spec!r}: no module {place!r} on PYTHONPATH; a file is named {own!r}") from None
+            raise BadInput(f"{what}: no module {place!r} on PYTHONPATH; a file is named {own!r}") from None
     if hasattr(module, attribute):
         return getattr(module, attribute)
     file = Path(f"{place}.py")
@@ -97,7 +103,7 @@ def _resolve(spec: Any) -> Any:
     else:
         known = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__)
         lack = f"no function {attribute!r} in {place}; {nearest(attribute, known)}"
-    raise BadInput(f"reward {spec!r}: {lack}")
+    raise BadInput(f"{what}: {lack}")
 
 
 def judge(

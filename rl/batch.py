@@ -3,7 +3,7 @@ Two index spaces. A *row* is one trained token: [N] vectors of a TrainBatch hold
 chain, and logprobs[n] scores the token of row n. A *position* is a slot of a packed forward pass, [T]: row n is
 predicted by the position one before its token, named by `MicroBatch.predictors`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Self
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from rewards.errors import Fault
+from rewards.length import soft_overlong
+from rl.advantages import MIN_STD
 from rl.attention import VarlenPlan
 from rollout.types import Chain, Group
-
-Estimator = Callable[[Tensor, Tensor], Tensor]
-"""(rewards [S] float64, group_ids [S]) -> advantages [S]."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,11 @@ class TrainBatch:
     sequence_ids: Tensor  # [N] int64, which chain
     sampler_logprobs: Tensor  # [N] float32, NaN where the sampler gave none
     ages: Tensor  # [N] int64, versions between the token's weights and the learner's: 0 = fresh
-    group_ids: list[int]  # [S], ascending
-    advantages: Tensor  # [S] float32, zeros until estimated
-    dropped: int = 0  # chains whose group had fewer than two left
-    no_variance: int = 0  # groups whose advantages are all zero
+    group_ids: Tensor  # [S] int64, ascending
+    rewards: Tensor  # [S] float64
+    parts: Tensor  # [S, P] float64, what the rewards were composed of
+    dropped: int = 0  # chains left out: without a reward's worth of company, or overlong
+    no_variance: int = 0  # groups whose rewards are all equal
 
     @property
     def sequences(self) -> list[int]:
@@ -60,21 +60,41 @@ class MicroBatch(VarlenPlan):
     rows: Tensor  # [N] int64, the rows in the TrainBatch
 
 
-def build_batch(groups: Sequence[Group], version: int, estimate: Estimator) -> TrainBatch:
-    """Training rows of one step's chains. Those without a reward (error, skipped) leave; a group with fewer than two
-    left is dropped, its chains are counted."""
-    dropped, kept = 0, []
+def build_batch(
+    groups: Sequence[Group],
+    version: int,
+    company: int = 2,
+    no_variance: str = "keep",
+    overlong: str = "none",
+    max_tokens: int = 0,
+    parts: Sequence[tuple[str, float]] = (),
+) -> TrainBatch:
+    """Training rows of one step's chains. Those without a reward leave (error, skipped; a partial rollout, which is
+    no episode; with overlong `filter` what the cap cut), then groups with fewer than `company` left and, unless
+    `no_variance` is keep, those whose rewards are equal. Overlong `soft` takes up to 1 off over the last fifth of
+    `max_tokens`. `parts` are (name, weight) of the rewards that make up a composed one."""
+    kept: list[tuple[Chain, int, list[float]]] = []
+    dropped = flat = 0
     for group_id, group in enumerate(groups):
-        scored = [(c, c.score.value, group_id) for c in group.chains if c.score and c.score.value is not None]
-        if len(scored) < 2:
-            dropped += len(scored)
-        else:
-            kept += scored
-    rewards, group_ids = [reward for _, reward, _ in kept], [group_id for *_, group_id in kept]
-    batch = flatten([chain for chain, *_ in kept], version, group_ids)
-    advantages = estimate(torch.tensor(rewards, dtype=torch.float64), torch.tensor(group_ids, dtype=torch.long))
-    with_signal = {g for g, a in zip(group_ids, advantages.tolist(), strict=True) if a != 0.0}
-    return replace(batch, advantages=advantages.float(), dropped=dropped, no_variance=len(set(group_ids) - with_signal))
+        found: list[tuple[Chain, int, list[float]]] = []
+        for chain in group.chains:
+            score, cut = chain.score, overlong == "filter" and chain.finish_reason == "length"
+            if score is None or score.value is None or chain.finish_reason in ("abort", "error"):
+                continue
+            dropped += cut
+            if not cut:
+                late = soft_overlong(chain.sampled_count, max_tokens, max_tokens // 5) if overlong == "soft" else 0.0
+                shares = [weight * score.parts.get(name, 0.0) for name, weight in parts] or [score.value]
+                found.append((chain, group_id, [score.value + late, *shares, *([late] if overlong == "soft" else [])]))
+        same = len(found) > 1 and float(torch.tensor([v[0] for *_, v in found], dtype=torch.float64).std()) < MIN_STD
+        flat += same
+        if len(found) < company:
+            dropped += len(found)
+        elif not same or no_variance == "keep":
+            kept += found
+    batch = flatten([chain for chain, *_ in kept], version, [group_id for _, group_id, _ in kept])
+    values = torch.tensor([v for *_, v in kept], dtype=torch.float64).reshape(len(kept), -1 if kept else 2)
+    return replace(batch, rewards=values[:, 0], parts=values[:, 1:], dropped=dropped, no_variance=flat)
 
 
 def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None = None) -> TrainBatch:
@@ -99,18 +119,19 @@ def flatten(chains: Sequence[Chain], version: int, group_ids: list[int] | None =
         sequence_ids=torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long))[sampled],
         sampler_logprobs=of_tokens((c.sampler_logprobs for c in chains), torch.float32)[sampled],
         ages=version - of_tokens(c.token_versions() for c in chains)[sampled],
-        group_ids=list(range(len(chains))) if group_ids is None else group_ids,
-        advantages=torch.zeros(len(chains)),
+        group_ids=torch.tensor(range(len(chains)) if group_ids is None else group_ids, dtype=torch.long),
+        rewards=torch.zeros(len(chains), dtype=torch.float64),
+        parts=torch.zeros(len(chains), 0, dtype=torch.float64),
     )
 
 
 def split_minibatches(batch: TrainBatch, n: int) -> list[list[int]]:
     """Chain indices of at most `n` minibatches of whole groups, as equal in groups as can be; none is empty."""
-    groups = sorted(set(batch.group_ids))
+    groups = sorted(set(batch.group_ids.tolist()))
     n = min(n, len(groups))
     part_of = {group: i * n // len(groups) for i, group in enumerate(groups)}
     parts: list[list[int]] = [[] for _ in range(n)]
-    for sequence, group in enumerate(batch.group_ids):
+    for sequence, group in enumerate(batch.group_ids.tolist()):
         parts[part_of[group]].append(sequence)
     return parts
 

@@ -11,6 +11,7 @@ from rewards.tasks.base import SPLITS
 from rewards.types import Problem, Split
 from rl.config import Config
 from rl.memory import shapes_path
+from rl.presets import Objective, objective_of
 from rollout.collect import Plan, make_questions
 from rollout.prompt import Template, read_json
 from rollout.server.hardware import Hardware, check_stated, probe
@@ -32,6 +33,7 @@ class Setup:
     context: int  # tokens of the longest prompt + rollout.max_tokens: the server's --max-model-len
     hardware: Hardware
     fingerprint: str  # what a resumed run must find unchanged
+    objective: Objective
 
     def problems(self, step: int) -> list[Problem]:
         """The training problems of one step (from 1): a pure function of the step, so there is no position to save."""
@@ -71,7 +73,9 @@ def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
         raise BadInput("sync.backend=nccl needs CUDA, and there is no GPU that can be used here; use sync.backend=file")
     task = load_task(config.task, seed=config.seed)
     first = [task.problem(i, "train").key for i in range(16)], [task.size(split) for split in SPLITS]
-    setup = Setup(config, task, template, 0, hardware, hashlib.sha256(repr(first).encode()).hexdigest()[:16])
+    objective = objective_of(config)
+    fingerprint = hashlib.sha256(repr(first).encode()).hexdigest()[:16]
+    setup = Setup(config, task, template, 0, hardware, fingerprint, objective)
     count = min(PROBLEMS_SCANNED, config.train.steps * config.rollout.problems)
     problems = [task.problem(i, "train") for i in range(count)]
     for split in SPLITS[1:] if config.eval.every > 0 else ():
@@ -103,10 +107,11 @@ def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
     """Load the policy (of a checkpoint where one is given) and, where the objective needs it, the reference."""
     from rl.learner import Learner
     from rl.model import add_adapter, load_policy, twin
-    from rl.presets import resolve_objective
 
     model, seed, reference = config.model, config.seed, None
-    objective = resolve_objective(config.algorithm, config.objective)
+    objective = objective_of(config)
+    composed = config.reward if isinstance(config.reward, dict) and config.reward["use"] == "weighted" else {}
+    parts = composed.get("args", {}).get("parts", {})  # checked when the reward was loaded
     if model.lora is None:  # fp32 whatever is computed and served in: bf16 weights lose small updates
         policy, _ = load_policy(checkpoint or model.path, "float32", seed)
         if objective.needs_reference:
@@ -117,5 +122,6 @@ def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
         add_adapter(policy, model.lora, seed, model.path, checkpoint)
     return Learner(
         policy, objective, config.train, temperature=config.rollout.temperature, total_steps=config.train.steps,
-        reference=reference, dtype=model.dtype,
+        max_tokens=config.rollout.max_tokens, reference=reference, dtype=model.dtype,
+        part_weights=[(name, float(part.get("weight", 1.0))) for name, part in parts.items()],
     )  # fmt: skip

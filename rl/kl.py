@@ -1,5 +1,6 @@
-"""Estimators of KL(policy || reference) per token of the policy; Schulman, "Approximating KL divergence" (2020):
-k1 unbiased, k2 low variance and biased, k3 unbiased and never negative."""
+"""Estimators of KL(policy || reference) per token that the policy sampled; Schulman, "Approximating KL divergence"
+(2020). As values k1 and k3 are unbiased, k2 is biased; as losses they differ: the expected gradient of k1 is zero, k2's
+is that of the reverse KL(policy || reference), k3's that of the forward KL(reference || policy)."""
 
 import torch
 from torch import Tensor
@@ -21,3 +22,6 @@ def k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """ref/policy - 1 - ln(ref/policy), [T] from two [T]; expm1 keeps it exact where the two nearly agree."""
     log_ratio = k1(ref_logprobs, policy_logprobs)
     return torch.expm1(log_ratio) - log_ratio
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

@@ -16,25 +16,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.errors import Fault
-from rl.advantages import group_norm
-from rl.batch import Estimator, MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
+from rl.advantages import Outcome
+from rl.batch import MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
 from rl.config import TrainConfig
-from rl.correction import Correction, no_correction, token_correction, usable
+from rl.correction import correct
 from rl.flops import ModelShape, forward_flops, measure_peak_gflops, training_flops
-from rl.kl import k3
-from rl.losses import aggregate, clip_loss, diagnose, masked, token_weights
+from rl.kl import ESTIMATORS, k3
+from rl.losses import Tokens, aggregate, diagnose, masked, token_weights
 from rl.model import policy_logprobs
-from rl.presets import Objective
+from rl.presets import GROUPLESS, Objective, find
 from rollout.types import Chain, Group
 
 StepStats: TypeAlias = dict[str, float]
 """Figures of one step under their names in metrics.jsonl; NaN = there was nothing to measure it on."""
 Check: TypeAlias = Callable[[StepStats], None]
 """Gets the mismatch figures before any optimizer step, and may raise."""
-
-ADVANTAGES: dict[str, Estimator] = {"group_norm": group_norm}
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, float], tuple[Tensor, ...]]] = {"clip": clip_loss}
-CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Correction]] = {"none": no_correction, "token": token_correction}
 
 MAX_NONFINITE = 3  # optimizer steps in a row with a loss or gradient that isn't finite, after which the run stops
 
@@ -48,6 +44,8 @@ class StepState:
     old: Tensor  # logprobs of the weights at the start of the batch
     entropy: Tensor  # of the same weights, nats
     ref: Tensor | None  # logprobs of the reference
+    advantages: Tensor  # zeros until they are estimated
+    weights: Tensor  # float64, each row's share in its minibatch's loss
     ratio_max: float = 0.0  # the largest current / old that a trained token had
     tally: Any = field(default_factory=Counter)  # sums over micro-batches by name, tensors on their device
 
@@ -55,8 +53,7 @@ class StepState:
         """Whether some chains can move the weights: a KL term, or an advantage that is not zero."""
         rows = self.batch.rows_of(part)
         rows = rows[self.mask[rows]]
-        pull = self.ref is not None and len(rows) > 0
-        return pull or bool(self.batch.advantages[self.batch.sequence_ids[rows]].any())
+        return bool(self.advantages[rows].any()) or (self.ref is not None and len(rows) > 0)
 
 
 class Learner:
@@ -70,16 +67,21 @@ class Learner:
         *,
         temperature: float,
         total_steps: int,
+        max_tokens: int = 1,
         reference: PreTrainedModel | None = None,
+        part_weights: Sequence[tuple[str, float]] = (),
         dtype: str = "float32",
     ) -> None:
-        """`total_steps` is the whole run's, for the decay; `reference` is needed where the objective has a KL term.
+        """`total_steps` is the whole run's, for the decay; `reference` is needed where the objective has a KL term;
+        `max_tokens` is the cap of a chain, `part_weights` (name, weight) of the parts of a composed reward.
         With dtype bfloat16 the policy's trained parameters are given in fp32 and it computes under autocast."""
         if objective.needs_reference and reference is None:
             raise ValueError("objective.kl_weight > 0 needs a reference model")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(train.threads or cores or 1)
         self.objective, self.train, self.temperature = objective, train, temperature
+        self.max_tokens, self.part_weights = max_tokens, part_weights
+        self.loss, self.estimator = find("loss", objective.loss), find("advantage", objective.advantage)
         self.total_updates = total_steps * train.epochs * train.minibatches
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision="bf16" if dtype == "bfloat16" else "no"
@@ -108,13 +110,20 @@ class Learner:
         `check` gets the mismatch figures once, before any optimizer step: when it raises, no weight has moved.
         Raises Fault after MAX_NONFINITE optimizer steps in a row without a finite loss and gradient."""
         start = time.perf_counter()
-        state = self.prepare(build_batch(groups, version, ADVANTAGES[self.objective.advantage]))
+        wanted, company = self.objective, 1 if self.objective.advantage in GROUPLESS else 2
+        rules = (company, wanted.no_variance, wanted.overlong, self.max_tokens, self.part_weights)
+        state = self.prepare(build_batch(groups, version, *rules))
         parts = split_minibatches(state.batch, self.train.minibatches)
-        # The first minibatch meets the weights of the start of the batch: its own logprobs are the old ones, for free.
-        free = parts[0] if parts and state.has_signal(parts[0]) else []
+        free: Sequence[int] = []
+        if not wanted.kl_in_reward:
+            self.estimate(state)
+            # The first minibatch meets the weights of the batch's start: its own logprobs are the old ones, for free.
+            free = parts[0] if parts and state.has_signal(parts[0]) else []
         self._score(state, self.policy, sorted(set(state.batch.sequences) - set(free)))
         if self.reference is not None:
             self._score(state, self.reference, state.batch.sequences)
+        if wanted.kl_in_reward:
+            self.estimate(state)
         check = check or (lambda stats: None)
         if not free:
             check(mismatch(state))
@@ -124,6 +133,8 @@ class Learner:
                 self.updates_due = first_update + epoch * self.train.minibatches + i
                 self._update(state, part, check if part is free and epoch == 0 else None)
         self.updates_due = first_update + self.train.epochs * self.train.minibatches
+        if self.reference is not None and wanted.reference_reset and (version + 1) % wanted.reference_reset == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
         return self._stats(state, time.perf_counter() - start)
 
     def learning_rate(self, update: int) -> float:
@@ -147,17 +158,22 @@ class Learner:
         for name, parameter in self.trained:
             own = self.optimizer.state.get(parameter, {})
             state |= {f"optimizer.{key}.{name}": value for key, value in own.items()}
+        if self.reference is not None and self.objective.reference_reset:
+            state |= {f"reference.{name}": parameter for name, parameter in self.reference.named_parameters()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave. Raises Fault where it belongs to another model."""
-        updated = len(state) > 1  # not before the first optimizer step
+        updated = any(key.startswith("optimizer.") for key in state)  # not before the first optimizer step
         for name, parameter in self.trained if updated else ():
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             found = {key: state[full].to(parameter.device, copy=True) for key, full in keys.items() if full in state}
             if len(found) < len(keys) or found["exp_avg"].shape != parameter.shape:
                 raise Fault(f"the optimizer state of {name} is not this model's; resume with the model of the run")
             self.optimizer.state[parameter] = found
+        if self.reference is not None and self.objective.reference_reset:
+            for name, parameter in self.reference.named_parameters():
+                parameter.data.copy_(state[f"reference.{name}"])
         self.updates_due, self.nonfinite_in_a_row = state["learner.counters"].tolist()
 
     def prepare(self, batch: TrainBatch) -> StepState:
@@ -165,41 +181,60 @@ class Learner:
         batch = batch.to(self.accelerator.device)
         dtype = torch.float64 if self.policy.dtype == torch.float64 else torch.float32
         old, entropy, ref = torch.full((3, len(batch.targets)), math.nan, dtype=dtype, device=batch.targets.device)
-        mask = usable(batch.sampler_logprobs, self.objective.correction)
-        return StepState(batch, mask, old, entropy, None if self.reference is None else ref)
+        mask = torch.isfinite(batch.sampler_logprobs)  # what the sampler can't vouch for is not trained
+        ref, zeros = None if self.reference is None else ref, torch.zeros_like(old)
+        return StepState(batch, mask, old, entropy, ref, zeros, zeros.double())
+
+    def estimate(self, state: StepState) -> None:
+        """Fill in the advantages. With the KL in the reward the old and the reference's logprobs must be there."""
+        batch, wanted = state.batch, self.objective
+        penalties = torch.zeros_like(state.weights)
+        if wanted.kl_in_reward and state.ref is not None:
+            kl = ESTIMATORS[wanted.kl_estimator or "k1"](state.old, state.ref)
+            penalties = masked(wanted.kl_weight * kl.double(), state.mask)
+        outcome = Outcome(batch.rewards, batch.group_ids, batch.sequence_ids, penalties, batch.parts,
+                          gamma=wanted.gamma, lam=wanted.lam)  # fmt: skip
+        found = self.estimator(outcome)
+        if len(found) not in (len(batch.rewards), len(batch.targets)) or not bool(torch.isfinite(found).all()):
+            raise Fault(f"objective.advantage={wanted.advantage} must give finite numbers, one a chain or one a token")
+        state.advantages = (found if len(found) == len(batch.targets) else found[batch.sequence_ids]).to(state.old)
 
     def accumulate(self, state: StepState, part: Sequence[int], fill_old: bool = False) -> float:
         """Add one minibatch's gradient to the parameters and return its loss; `fill_old` keeps its logprobs as old."""
         batch, rows = state.batch, state.batch.rows_of(part)
-        weights = token_weights(state.mask[rows], batch.sequence_ids[rows], self.objective.aggregation)
-        denominator, total = float(weights.sum()), torch.zeros((), device=self.accelerator.device)
+        chains, total = batch.sequence_ids[rows], torch.zeros((), device=self.accelerator.device)
+        shares = (state.mask[rows], chains, batch.group_ids[chains], self.max_tokens)
+        state.weights[rows] = token_weights(self.objective.aggregation, *shares)
         for micro in pack(batch, part, self.train.tokens_per_microbatch):
             logprobs, entropy = self._forward(self.policy, batch, micro)
             if fill_old:
                 state.old[micro.rows], state.entropy[micro.rows] = logprobs.detach(), entropy
-            loss = self._loss(state, micro, logprobs, denominator)
+            loss = self._loss(state, micro.rows, logprobs)
             self.accelerator.backward(loss)
             total = total + loss.detach()
             recomputes = self.train.gradient_checkpointing
             state.tally.update(flops=training_flops(self.shape, micro.lengths, len(micro.rows), recomputes))
         return float(total)
 
-    def _loss(self, state: StepState, micro: MicroBatch, logprobs: Tensor, denominator: float) -> Tensor:
+    def _loss(self, state: StepState, rows: Tensor, logprobs: Tensor) -> Tensor:
         """One micro-batch's part of the minibatch's loss, a scalar."""
-        rows, wanted, tally = micro.rows, self.objective, state.tally
-        mask, sequence_ids, old = state.mask[rows], state.batch.sequence_ids[rows], state.old[rows]
-        advantages, loss = state.batch.advantages[sequence_ids], LOSSES[wanted.loss]
-        losses, log_ratio, clipped = loss(logprobs, old, advantages, mask, wanted.clip_low, wanted.clip_high)
-        weights, figures = CORRECTIONS[wanted.correction](old, state.batch.sampler_logprobs[rows])
-        policy_loss = aggregate(losses * weights, mask, sequence_ids, wanted.aggregation, denominator)
-        tally.update(loss=policy_loss.detach(), **diagnose(log_ratio, clipped, mask))
-        tally.update({f"correction/{name}": value for name, value in figures.items()})
-        state.ratio_max = max(state.ratio_max, float(masked(log_ratio.exp(), mask).max()))
-        if state.ref is None:
+        batch, wanted, weights = state.batch, self.objective, state.weights[rows]
+        known = (state.old[rows], batch.sampler_logprobs[rows], state.advantages[rows])
+        tokens = Tokens(logprobs, *known, state.mask[rows], batch.sequence_ids[rows])
+        result = self.loss(tokens, wanted.clip_low, wanted.clip_high)
+        losses, clipped = result if isinstance(result, tuple) else (result, torch.zeros_like(tokens.mask))
+        if losses.shape != tokens.mask.shape:
+            raise Fault(f"objective.loss={wanted.loss} gave {list(losses.shape)} numbers for {len(rows)} tokens")
+        correction = correct(wanted.correction, tokens)
+        policy_loss = aggregate(losses * correction.weights, weights)
+        ratio = tokens.log_ratio.detach()
+        state.tally.update(loss=policy_loss.detach(), **diagnose(ratio, clipped, tokens.mask))
+        state.tally.update({f"correction/{name}": value for name, value in correction.metrics.items()})
+        state.ratio_max = max(state.ratio_max, float(masked(ratio.exp(), tokens.mask).max()))
+        if state.ref is None or wanted.kl_in_reward:
             return policy_loss
-        kl = k3(logprobs, state.ref[rows])
-        tally.update(kl=masked(kl, mask).sum().detach())
-        return policy_loss + wanted.kl_weight * aggregate(kl, mask, sequence_ids, wanted.aggregation, denominator)
+        kl = ESTIMATORS[wanted.kl_estimator or "k3"](logprobs, state.ref[rows])
+        return policy_loss + wanted.kl_weight * aggregate(kl * ratio.exp(), weights)  # the tokens are of the old policy
 
     def _update(self, state: StepState, part: Sequence[int], check: Check | None) -> None:
         """One optimizer step on a minibatch, or none where there is nothing to learn from or the gradient is broken.
@@ -258,7 +293,7 @@ class Learner:
 
         return {
             "loss/policy": mean("loss", by="done"),
-            "kl/ref": mean("kl") if self.reference is not None else 0.0,
+            "kl/ref": 0.0 if state.ref is None else float(k3(state.old, state.ref)[state.mask].mean()),
             "approx_kl": mean("approx_kl"),
             "clip_fraction": mean("clipped"),
             "entropy": float(state.entropy.nanmean()),
@@ -269,6 +304,7 @@ class Learner:
             **{name: mean(name) for name in tally if name.startswith("correction/")},
             "staleness": float(batch.ages.double().mean()),
             "tokens/trained": int(state.mask.sum()),
+            "tokens/missing": int((~state.mask).sum()),
             "flops/train": flops,
             "padding_waste": 0.0,  # chains are packed end to end
             "time/learn": seconds,

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rewards.errors import BadInput
 from rl.config import Config
-from rl.presets import resolve_objective
+from rl.presets import objective_of
 from rollout.server.hardware import Hardware
 
 GB, GIB = 1e9, 2**30
@@ -151,7 +151,7 @@ def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, flo
     rollout, train, dtype = config.rollout, config.train, config.model.dtype
     lora, n = config.model.lora is not None, shapes.parameters
     trained = shapes.adapters if lora else n
-    reference = resolve_objective(config.algorithm, config.objective).needs_reference and not lora
+    reference = objective_of(config).needs_reference and not lora
     # A micro-batch has as many tokens as are allowed and there are, and at least one whole chain.
     tokens = max(context, min(train.tokens_per_microbatch, rollout.problems * rollout.group_size * context))
     return {

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.advantages import group_norm
 from rl.batch import TrainBatch, build_batch, pack
 from rl.config import ObjectiveConfig, TrainConfig
 from rl.learner import Learner, StepState
@@ -39,6 +38,7 @@ def scored(learner: Learner, batch: TrainBatch) -> StepState:
     """A step's state after two changes of the weights, so that ratios are not 1 and some are clipped."""
     state = learner.prepare(batch)
     learner._score(state, learner.policy, batch.sequences)
+    learner.estimate(state)
     if learner.reference is not None:
         learner._score(state, learner.reference, batch.sequences)
     generator = torch.Generator().manual_seed(0)
@@ -48,7 +48,7 @@ def scored(learner: Learner, batch: TrainBatch) -> StepState:
 
 def learner_gradient(dtype: torch.dtype, tokens: int, objective: Objective, checkpointing: bool = False) -> Tensor:
     learner = make_learner(dtype, tokens, objective, checkpointing)
-    batch = build_batch(GROUPS, 0, group_norm)
+    batch = build_batch(GROUPS, 0)
     learner.accumulate(scored(learner, batch), batch.sequences)
     return flat_gradient(learner.policy)
 
@@ -69,8 +69,9 @@ def padded_logprobs(model: torch.nn.Module, chains: list[Chain]) -> list[Tensor]
 
 def padded_gradient(dtype: torch.dtype, objective: Objective) -> Tensor:
     model, reference = small_model(name="sdpa").to(dtype), small_model(name="sdpa", seed=5).to(dtype)
-    batch = build_batch(GROUPS, 0, group_norm)
-    old = scored(make_learner(dtype, 10**6, objective), batch).old
+    batch = build_batch(GROUPS, 0)
+    state = scored(make_learner(dtype, 10**6, objective), batch)
+    old = state.old
     row, chain_losses, token_losses = 0, [], []
     with torch.no_grad():
         ref = padded_logprobs(reference, CHAINS)
@@ -79,14 +80,14 @@ def padded_gradient(dtype: torch.dtype, objective: Objective) -> Tensor:
         for t, sampled in enumerate(chain.sampled):
             if not sampled:
                 continue
-            ratio, advantage = (logprobs[t - 1] - old[row]).exp(), batch.advantages[s]
+            ratio, advantage = (logprobs[t - 1] - old[row]).exp(), state.advantages[row]
             limited = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
             gap = ref[s][t - 1] - logprobs[t - 1]
             weight = 1.0
             if objective.correction == "token":
                 weight = min(math.exp(float(old[row]) - float(batch.sampler_logprobs[row])), 2.0)
             policy_loss = -torch.minimum(ratio * advantage, limited * advantage) * weight
-            losses.append(policy_loss + objective.kl_weight * (gap.exp() - gap - 1))
+            losses.append(policy_loss + objective.kl_weight * ratio.detach() * (gap.exp() - gap - 1))
             row += 1
         chain_losses.append(torch.stack(losses).mean())
         token_losses += losses
@@ -126,7 +127,7 @@ def test_gradient_with_checkpointing() -> None:
 
 
 def test_the_cuts_are_what_they_say() -> None:
-    batch = build_batch(GROUPS, 0, group_norm)
+    batch = build_batch(GROUPS, 0)
     for name, tokens in CUTS.items():
         micros, chains = map(int, name.split("x"))
         assert [len(m.lengths) for m in pack(batch, batch.sequences, tokens)] == [chains] * micros

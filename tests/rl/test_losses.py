@@ -7,14 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.losses import aggregate, clip_loss, diagnose, token_weights
+from rl.losses import Tokens, aggregate, clip_loss, diagnose, token_weights
 
 
 def clip(
     policy: torch.Tensor, old: list[float], advantages: list[float], mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     starts, pulls = (torch.tensor(values, dtype=policy.dtype) for values in (old, advantages))
-    return clip_loss(policy, starts, pulls, torch.tensor([True] * len(old)) if mask is None else mask, 0.2, 0.28)
+    mask = torch.tensor([True] * len(old)) if mask is None else mask
+    tokens = Tokens(policy, starts, starts, pulls, mask, torch.zeros(len(old), dtype=torch.long))
+    losses, clipped = clip_loss(tokens, 0.2, 0.28)
+    return losses, tokens.log_ratio.detach(), clipped
 
 
 def leaf(values: list[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -55,7 +58,7 @@ def test_masked_nan_stays_out_of_loss_and_gradient() -> None:
     policy = leaf([-1.0, math.nan, -1.0])
     mask = torch.tensor([True, False, False])
     losses, log_ratio, clipped = clip(policy, [-1.0, -1.0, math.nan], [1.0, math.inf, math.nan], mask)
-    aggregate(losses, mask, torch.tensor([0, 0, 1]), "sequence_mean", 1.0).backward()
+    aggregate(losses, mask.double()).backward()
     assert losses.tolist() == [-1.0, 0.0, 0.0]
     assert policy.grad is not None
     assert policy.grad.tolist() == [-1.0, 0.0, 0.0]
@@ -77,28 +80,28 @@ SEQUENCES = torch.tensor([0, 0, 0, 1, 1, 1])
 VALUES = torch.tensor([1.0, 3.0, 100.0, 2.0, 4.0, 9.0])
 
 
-@pytest.mark.parametrize(("mode", "denominator", "want"), [("sequence_mean", 2, 3.5), ("token_mean", 5, 3.8)])
-def test_aggregate_by_hand(mode: str, denominator: int, want: float) -> None:
-    """Sequence means 2 and 5; the token mean is 19 / 5."""
-    assert float(token_weights(MASK, SEQUENCES, mode).sum()) == pytest.approx(denominator)
-    assert aggregate(VALUES, MASK, SEQUENCES, mode, denominator).item() == pytest.approx(want)
+GROUPS = torch.tensor([0, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [("sequence_mean", 3.5), ("token_mean", 3.8), ("sequence_sum", 9.5), ("fixed_length", 0.95), ("prompt_mean", 3.8)],
+)
+def test_aggregate_by_hand(mode: str, want: float) -> None:
+    """Sequence means 2 and 5, sums 4 and 15; the token mean is 19 / 5; a cap of 10 tokens."""
+    weights = token_weights(mode, MASK, SEQUENCES, GROUPS, max_tokens=10)
+    assert aggregate(VALUES, weights).item() == pytest.approx(want)
+    assert weights[2] == 0.0
 
 
 def test_a_sequence_without_trained_tokens_counts_nowhere() -> None:
-    mask = torch.tensor([True, False, False])
-    assert token_weights(mask, torch.tensor([4, 4, 7]), "sequence_mean").tolist() == [1.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize("mode", ["sequence_mean", "token_mean"])
-def test_parts_add_up_to_the_whole(mode: str) -> None:
-    whole = aggregate(VALUES, MASK, SEQUENCES, mode, 7.0)
-    parts = [aggregate(VALUES[s], MASK[s], SEQUENCES[s], mode, 7.0) for s in (slice(0, 3), slice(3, 6))]
-    torch.testing.assert_close(sum(parts), whole)
+    mask, ids = torch.tensor([True, False, False]), torch.tensor([4, 4, 7])
+    assert token_weights("sequence_mean", mask, ids, ids).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="sequence_sum"):
-        token_weights(MASK, SEQUENCES, "sequence_sum")
+    with pytest.raises(ValueError, match="sum_of_all"):
+        token_weights("sum_of_all", MASK, SEQUENCES, GROUPS)
 
 
 def test_diagnostics_add_across_micro_batches() -> None:
