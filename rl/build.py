@@ -10,6 +10,7 @@ from rewards.tasks import Task, load_task
 from rewards.tasks.base import SPLITS
 from rewards.types import Problem, Split
 from rl.config import Config
+from rl.curriculum import Curriculum
 from rl.memory import shapes_path
 from rl.presets import Objective, objective_of
 from rollout.collect import Plan, make_questions
@@ -36,9 +37,8 @@ class Setup:
     objective: Objective
 
     def problems(self, step: int) -> list[Problem]:
-        """The training problems of one step (from 1): a pure function of the step, so there is no position to save."""
-        count = self.config.rollout.problems
-        return [self.task.problem((step - 1) * count + i, "train") for i in range(count)]
+        """The training problems of one step (from 1) where none is replaced or retired (rl/curriculum.py)."""
+        return Curriculum((step - 1) * self.config.rollout.problems).draw(self.task, self.config.rollout.problems)[0]
 
     def eval_problems(self, split: Split) -> list[Problem]:
         """The first `eval.problems` (on test `eval.test_problems`) of a split, or all where it has fewer."""
@@ -54,7 +54,10 @@ class Setup:
     def plan(self) -> Plan:
         rollout, budget = self.config.rollout, self.config.budget
         sizes = (rollout.max_tokens, budget.answer, self.config.seed)
-        return Plan(rollout.group_size, rollout.temperature, (budget.think,), *sizes)
+        room = rollout.max_tokens - budget.answer
+        close = self.objective.force_close and self.config.model.think and room > 0
+        think = room if close and budget.think is None else budget.think
+        return Plan(rollout.group_size, rollout.temperature, (think,), *sizes)
 
 
 def prepare(config: Config) -> Setup:

@@ -24,9 +24,12 @@ class Checkpoint:
     path: Path
     step: int
 
-    def fingerprint(self) -> str:
+    def note(self, name: str) -> str:
+        """One of the `notes` that it was saved with. Raises BadInput where it is of another revision."""
         with safe_open(self.path / STATE, framework="pt") as file:
-            return str(file.metadata()["fingerprint"])
+            if name not in (notes := file.metadata() or {}):
+                raise BadInput(f"checkpoint {self.path} holds no {name}: it is of another revision; begin a new run")
+            return str(notes[name])
 
     def learner_state(self) -> Tensors:
         """What `Learner.state_dict` gave, on the CPU."""
@@ -36,7 +39,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    root: Path, step: int, save_model: Callable[[Path], None], learner_state: Tensors, fingerprint: str, keep: int
+    root: Path, step: int, save_model: Callable[[Path], None], learner_state: Tensors, notes: dict[str, str], keep: int
 ) -> None:
     """Write step-N below `root`, and prune older ones down to `keep`; BadInput and no change where the disk is full."""
     final, draft = root / f"step-{step}", root / f".step-{step}.draft"
@@ -44,7 +47,7 @@ def save_checkpoint(
     try:
         draft.mkdir(parents=True)
         save_model(draft)
-        _write_state(draft, learner_state, fingerprint)
+        _write_state(draft, learner_state, notes)
         _write_manifest(draft, step)
         for path in (*draft.rglob("*"), draft):  # else a crash could leave a complete name over empty files
             sync(path)
@@ -104,12 +107,12 @@ def _prune(root: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_state(directory: Path, learner_state: Tensors, fingerprint: str) -> None:
+def _write_state(directory: Path, learner_state: Tensors, notes: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     (directory / STATE).parent.mkdir()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learner_state.items()}
-    save_file(tensors, directory / STATE, metadata={"fingerprint": fingerprint})
+    save_file(tensors, directory / STATE, metadata=notes)
 
 
 def _write_manifest(directory: Path, step: int) -> None:

@@ -231,7 +231,7 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     seed: int = Field(0, ge=0, description="Seed of the run: weights that are not loaded, problems, sampling.")
-    algorithm: Literal["grpo"] = Field("grpo", description="Preset of the objective.")
+    algorithm: str = Field("grpo", description="Preset of the objective: a row of rl/presets.yaml.")
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig
     task: str | list[dict[str, Any]]

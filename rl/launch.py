@@ -42,7 +42,7 @@ def launch(
         raise BadInput(f"--replay {replay}: no {samples.name} there; name a run directory that holds chains")
     with run.lock():
         checkpoint = latest_checkpoint(run.checkpoints, partial(print, "ponder:", file=sys.stderr)) if resume else None
-        if checkpoint is not None and checkpoint.fingerprint() != setup.fingerprint:
+        if checkpoint is not None and checkpoint.note("fingerprint") != setup.fingerprint:
             raise BadInput(f"task {setup.task.name} gives other problems than when {run.path} was saved")
         if checkpoint is not None and checkpoint.step >= config.train.steps and run.summary.exists():
             print(f"{run.path}: all {checkpoint.step} steps are done, nothing left to do; raise train.steps to go on")

@@ -3,7 +3,7 @@ What is saved at the end of step n is all that step n + 1 needs; whatever a cras
 
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from rewards.types import Split
 from rl.backend import Backend
 from rl.build import Setup
 from rl.checkpoint import Checkpoint, save_checkpoint
+from rl.curriculum import Curriculum
 from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.flops import rollout_flops
-from rl.metrics import MetricsLog, Row, rollout_metrics, search_metrics
+from rl.metrics import MetricsLog, Row, alike, rollout_metrics, search_metrics, variance_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.scoring import RunScorer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_REPLACED = 3  # further rounds of problems in a step, for groups whose chains all score alike
 HARD_STOP = 10.0  # a fresh mismatch KL this many times its bound stops the run
 MAX_MISSING = 1e-3  # as does this share of fresh tokens without a logprob: what can't be compared isn't trusted
 
@@ -58,6 +60,7 @@ class Trainer:
         self.scorer = RunScorer(pool, setup, run.audit)
         self.source = ModuleSource(learner.policy, setup.config.model.dtype)
         self.version = 0  # of the learner's weights = steps done
+        self.curriculum = self.drawn = Curriculum()  # as of the last step; and after the problems of the one under way
         self.saved = -1  # step of the newest checkpoint that was written, or tried
         self.whole = self._position
         self.metrics = MetricsLog(run.metrics)
@@ -68,6 +71,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's state; its weights are the learner's already."""
         self.learner.load_state_dict(checkpoint.learner_state())
+        self.curriculum = self.drawn = Curriculum.parse(checkpoint.note("curriculum"))
         self.version = self.saved = checkpoint.step
         self.whole = self._position
 
@@ -93,7 +97,7 @@ class Trainer:
         began = time.monotonic()
         groups = await self._served(partial(queue.get, step))
         row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
-        row |= self.scorer.figures(step, groups, self.progress.say)
+        row |= variance_metrics(groups) | self.scorer.figures(step, groups, self.progress.say)
         row |= search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
         lengths = [(chain.prompt_len, len(chain.token_ids)) for group in groups for chain in group.chains]
@@ -101,6 +105,8 @@ class Trainer:
         self.progress.phase(f"step {step} learning")
         row |= self.learner.step(groups, self.version, check=self._check_mismatch)
         self.version = step
+        self.curriculum = self.drawn.retire(groups, self.setup.objective.retire_above)
+        row["curriculum/retired"] = len(self.curriculum.retired)
         row["time/sync"] = None
         try:
             row["time/sync"] = await self._push()
@@ -139,10 +145,18 @@ class Trainer:
                 return groups
             raise BadInput(f"{self.replay} holds no chains of step {step}; lower train.steps to what it holds")
         self.scorer.begin(step)
-        setup, problems = self.setup, self.setup.problems(step)
-        done, total = itertools.count(1), len(problems) * self.config.rollout.group_size
+        setup, wanted, groups, self.drawn = self.setup, self.config.rollout.problems, [], self.curriculum
         examiner = Examiner(self.backend.sampler, setup.template, self.scorer, setup.spec_of, setup.plan, step)
-        return await collect(problems, examiner, on_chain=lambda: self.progress.chains(next(done), total))
+        for _ in range(1 + MAX_REPLACED * (setup.objective.no_variance == "replace")):
+            problems, self.drawn = self.drawn.draw(setup.task, wanted)
+            done, total = itertools.count(1), wanted * self.config.rollout.group_size
+            groups += await collect(problems, examiner, on_chain=partial(self._show, done, total))
+            if not (wanted := sum(map(alike, groups[-wanted:]))):
+                break
+        return groups
+
+    def _show(self, done: Iterator[int], total: int) -> None:
+        self.progress.chains(next(done), total)
 
     async def _push(self) -> float:
         """Push the current weights; a server that dies meanwhile is started again and pushed to. Returns seconds."""
@@ -196,4 +210,5 @@ class Trainer:
         self.progress.phase("saving")
         write = partial(save_model, self.learner.policy, self.config.model.path)
         state, keep = self.learner.state_dict(), self.config.train.keep_checkpoints
-        save_checkpoint(self.run.checkpoints, self.version, write, state, self.setup.fingerprint, keep)
+        notes = {"fingerprint": self.setup.fingerprint, "curriculum": self.curriculum.dump()}
+        save_checkpoint(self.run.checkpoints, self.version, write, state, notes, keep)

@@ -6,7 +6,8 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,26 @@ def rollout_metrics(groups: Iterable[Group]) -> Row:
     }
     row |= {f"samples/{status}": sum(score.status == status for score in scores) for status in STATUSES}
     return row | {f"reward/{name}": value for name, value in means([score.parts for score in scores]).items()}
+
+
+def alike(group: Group) -> bool:
+    """Whether a group teaches nothing: it has chains with a reward, and all the same."""
+    values = [chain.score.value for chain in group.chains if chain.score and chain.score.value is not None]
+    return bool(values) and max(values) - min(values) < 1e-6
+
+
+def variance_metrics(groups: Sequence[Group]) -> Row:
+    """Groups that are alike, by what they were and by difficulty, beside the others' difficulty and length: what leaves
+    with them is seen, such as a bias towards problems that are easy or short."""
+    sides = {"alike": [g for g in groups if alike(g)], "mixed": [g for g in groups if not alike(g)]}
+    row: Row = {f"groups/alike/difficulty_{d:g}": n for d, n in
+                sorted(Counter(round(g.problem.difficulty, 1) for g in sides["alike"]).items())}  # fmt: skip
+    for name, side in sides.items():
+        chains = [chain for group in side for chain in group.chains]
+        row[f"groups/{name}/difficulty"] = _mean([group.problem.difficulty for group in side])
+        row[f"groups/{name}/tokens"] = _mean([chain.sampled_count for chain in chains])
+        row[f"groups/{name}/pass@1"] = _mean([float(c.score.correct) for c in chains if c.score and c.score.counts])
+    return row | {"groups/all": len(groups), "groups/alike": len(sides["alike"])}
 
 
 def search_metrics(groups: Iterable[Group], text_of: Callable[[Chain], str]) -> Row:

@@ -31,6 +31,7 @@ class Objective:
     no_variance: str
     overlong: str
     retire_above: float | None
+    force_close: bool  # thinking is closed early enough for an answer, also without budget.think
     reference_reset: int
     gamma: float
     lam: float

@@ -19,7 +19,7 @@ def write_model(directory: Path) -> None:
 
 
 def save(root: Path, step: int, keep: int = 3) -> Path:
-    save_checkpoint(root, step, write_model, STATE, "of the task", keep)
+    save_checkpoint(root, step, write_model, STATE, {"fingerprint": "of the task"}, keep)
     return root / f"step-{step}"
 
 
@@ -28,7 +28,7 @@ def test_state_comes_back_exactly(tmp_path) -> None:
     found = latest_checkpoint(tmp_path, print)
     assert found is not None
     assert found.step == 3
-    assert found.fingerprint() == "of the task"
+    assert found.note("fingerprint") == "of the task"
     state = found.learner_state()
     assert state.keys() == STATE.keys()
     assert all(tensor.equal(STATE[name]) and tensor.dtype == STATE[name].dtype for name, tensor in state.items())
@@ -83,7 +83,7 @@ def test_a_full_disk_is_bad_input_and_loses_nothing(tmp_path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(BadInput, match="no space left"):
-        save_checkpoint(tmp_path, 2, full, STATE, "", keep=2)
+        save_checkpoint(tmp_path, 2, full, STATE, {"fingerprint": ""}, keep=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
     assert find_damage(tmp_path / "step-1") is None
 
@@ -93,7 +93,7 @@ def test_a_killed_save_leaves_only_a_draft_that_is_cleaned(tmp_path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, 5, die, STATE, "", keep=2)
+        save_checkpoint(tmp_path, 5, die, STATE, {"fingerprint": ""}, keep=2)
     assert latest_checkpoint(tmp_path, print) is None
     remove_after(tmp_path, 5)
     assert list(tmp_path.iterdir()) == []
