@@ -6,12 +6,14 @@ bin := .venv/bin
 # The only address in this repository: where pip finds torch's CPU build when the configured index has none.
 export TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup environment lock demo axes test-fast test test-slow lint
+.PHONY: help setup environment lock demo axes presets bench test-fast test test-slow lint
 
 help:
 	@echo "make setup      the environment in .venv, from requirements/cpu.txt"
 	@echo "make demo       a base model learns to search longer, on real vLLM, and a report of it"
 	@echo "make axes       both scaling axes measured properly (an hour or more), into docs/results/axes"
+	@echo "make presets    every algorithm on the demo's task (an hour or more), into docs/results/presets"
+	@echo "make bench      every benchmark in benchmarks/, one after the other, for a quiet machine"
 	@echo "make test       everything that one vLLM server can serve"
 	@echo "make test-fast  only what needs no server"
 	@echo "make test-slow  server faults, architectures, launches"
@@ -32,6 +34,12 @@ demo: environment
 	@sampler=vllm; $(bin)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)" || { \
 	    sampler=transformers; echo "demo: vLLM is not installed, so chains are sampled with transformers"; }; \
 	$(bin)/ponder train configs/demo.yaml --overwrite sampler=$$sampler
+
+bench: environment
+	@for name in learner eval_overhead verifiers; do $(bin)/python benchmarks/$$name.py; done
+
+presets: environment
+	@$(bin)/python benchmarks/presets.py --out docs/results/presets
 
 axes: environment
 	@$(bin)/ponder train configs/axes.yaml --overwrite
