@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import Fault
-from rewards.length import soft_overlong
+from rewards.form import soft_overlong
 from rl.advantages import MIN_STD
 from rl.attention import VarlenPlan
 from rollout.types import Chain, Group
