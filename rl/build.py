@@ -75,7 +75,9 @@ def examine(config: Config, hardware: Hardware, template: Template) -> Setup:
     if config.sync.backend == "nccl" and not hardware.gpus:
         raise BadInput("sync.backend=nccl needs CUDA, and there is no GPU that can be used here; use sync.backend=file")
     task = load_task(config.task, seed=config.seed)
-    first = [task.problem(i, "train").key for i in range(16)], [task.size(split) for split in SPLITS]
+    size = task.size("train")  # of a file as much is remembered as is looked at here, of a generator its beginning
+    known = [task.problem(i, "train") for i in range(16 if size is None else min(size, PROBLEMS_SCANNED))]
+    first = [(problem.key, problem.prompt, problem.answer) for problem in known], [task.size(split) for split in SPLITS]
     objective = objective_of(config)
     fingerprint = hashlib.sha256(repr(first).encode()).hexdigest()[:16]
     setup = Setup(config, task, template, 0, hardware, fingerprint, objective)

@@ -27,7 +27,8 @@ class Checkpoint:
     def note(self, name: str) -> str:
         """One of the `notes` that it was saved with. Raises BadInput where it is of another revision."""
         with safe_open(self.path / STATE, framework="pt") as file:
-            if name not in (notes := file.metadata() or {}):
+            notes = json.loads((file.metadata() or {}).get("notes", "{}"))
+            if name not in notes:
                 raise BadInput(f"checkpoint {self.path} holds no {name}: it is of another revision; begin a new run")
             return str(notes[name])
 
@@ -112,7 +113,9 @@ def _write_state(directory: Path, learner_state: Tensors, notes: dict[str, str])
 
     (directory / STATE).parent.mkdir()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learner_state.items()}
-    save_file(tensors, directory / STATE, metadata=notes)
+    save_file(
+        tensors, directory / STATE, metadata={"notes": json.dumps(notes)}
+    )  # one, since the order of several would be random
 
 
 def _write_manifest(directory: Path, step: int) -> None:
