@@ -13,11 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from rewards.errors import BadInput, one_line
 
+WORDS: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("config.yaml").read_text())
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys and silent conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Fields get their descriptions, for docs/configuration.md."""
+        for name, field in cls.model_fields.items():
+            field.description = field.description or WORDS[cls.__name__].get(name)
 
 
 S = TypeVar("S", bound=Section)
@@ -28,85 +36,64 @@ class RunConfig(Section):
     """Where the run is kept."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """Directory name of the run below `run.dir`."""
-    dir: str = Field("runs", description="Directory that holds runs.")
+    dir: str = "runs"
 
 
 class ObjectiveConfig(Section):
     """What is optimised. Null = the value of the preset named by `algorithm` (rl/presets.yaml)."""
 
     loss: str | None = None
-    """`clip`, `gspo`, `cispo`, `reinforce`, `dppo`, `sapo`, or one's own: `module:function`, `path.py:function`."""
     advantage: str | None = None
-    """`group_norm`, `group_mean`, `group_mean_batch_std`, `leave_one_out`, `mean_norm`, `parts_norm`, `global_norm`,
-    `gae` (with a critic), or one's own by path."""
     aggregation: Literal["sequence_mean", "token_mean", "sequence_sum", "fixed_length", "prompt_mean"] | None = None
-    """How token losses become one number; fixed_length divides by rollout.max_tokens."""
-    clip_low: float | None = Field(None, gt=0, lt=1, description="Ratio clip below 1 (1 - clip_low).")
-    clip_high: float | None = Field(None, gt=0, description="Ratio clip above 1 (1 + clip_high).")
-    kl_weight: float | None = Field(None, ge=0, description="Weight of the KL to the reference; at 0 none is loaded.")
+    clip_low: float | None = Field(None, gt=0, lt=1)
+    clip_high: float | None = Field(None, gt=0)
+    kl_weight: float | None = Field(None, ge=0)
     kl_place: Literal["loss", "reward"] | None = None
-    """Where the KL goes: a term of the loss, or taken off the reward, without gradient."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    """Null = k3 in the loss (its gradient: forward KL; k2's: reverse KL; k1's is zero: refused), k1 in the reward."""
     correction: Literal["none", "token", "token_mask", "sequence", "sequence_mask", "geometric"] | None = None
-    """Weights for the sampler/learner mismatch old/sampler, detached: capped at 2 or masked outside [0.5, 2], of a
-    token or its whole chain; geometric (recommended in bf16) masks chains whose mean ratio is outside [0.99, 1.01]."""
     no_variance: Literal["keep", "drop", "replace"] | None = None
-    """Groups whose rewards are all equal: keep, drop, or replace by new problems (dynamic sampling)."""
     overlong: Literal["none", "soft", "filter"] | None = None
-    """soft: up to 1 less reward over the last fifth of rollout.max_tokens; filter: leave out what the cap cut."""
-    retire_above: float | None = Field(None, gt=0, le=1, description="Pass rate from which a problem is asked no more.")
-    reference_reset: int | None = Field(None, ge=0, description="Steps between copies of the policy to it; 0 = none.")
-    gamma: float | None = Field(None, gt=0, le=1, description="Discount of later rewards (gae, global_norm).")
-    lam: float | None = Field(None, ge=0, le=1, description="Lambda of gae.")
+    retire_above: float | None = Field(None, gt=0, le=1)
+    reference_reset: int | None = Field(None, ge=0)
+    gamma: float | None = Field(None, gt=0, le=1)
+    lam: float | None = Field(None, ge=0, le=1)
 
 
 class LoraConfig(Section):
     """Low-rank adapters: only they are trained, and they are merged into what is pushed and saved. No dropout."""
 
-    rank: int = Field(16, ge=1, description="Rank r of the product B A that is added to a layer's weight.")
-    alpha: float = Field(32.0, gt=0, description="The product is scaled by alpha / rank.")
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
     targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Layers that get an adapter, by the ends of their names ([q_proj, v_proj]); all-linear = all but the head."""
 
 
 class ModelConfig(Section):
     """The policy."""
 
     path: str
-    """Model directory (config, tokenizer, safetensors). Without weights the policy is random from `seed`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute and serving dtype. On a CPU always float32 (bf16 can be 300 times slower)."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters only (model.lora.rank=16 …); null = all weights."""
     think: bool = True
-    """Whether chains think before they answer: tags come from the tokenizer, else `<think>`, `</think>`."""
-    system_prompt: str | None = Field(None, description="System message put before every chat prompt; null = none.")
+    system_prompt: str | None = None
 
 
 class RolloutConfig(Section):
     """What a step samples. `problems` x `group_size` = chains a step."""
 
     servers: list[str] = Field(default_factory=list)
-    """URLs of vLLM servers that run elsewhere (key in PONDER_API_KEY); empty = start one here."""
     colocate: bool = False
-    """Server and learner share GPU 0; the server gets the memory that the learner leaves by the plan (--dry-run)."""
     gpus: list[NonNegativeInt] = Field(default_factory=list, max_length=1)
-    """Which GPU serves (one so far), numbered as CUDA_VISIBLE_DEVICES leaves them; the learner has 0; empty = 1."""
-    problems: int = Field(32, ge=1, description="Problems a step.")
-    group_size: int = Field(8, ge=1, description="Chains a problem.")
+    problems: int = Field(32, ge=1)
+    group_size: int = Field(8, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
-    """Sampling temperature (vLLM takes at most 2); the learner divides its logits by the same number."""
     max_tokens: int = Field(512, ge=1)
-    """Tokens a chain may have after the prompt, thinking and answer together."""
     top_p: float = Field(1.0, description=REFUSED)
     top_k: int = Field(0, description=REFUSED)
     min_p: float = Field(0.0, description=REFUSED)
     presence_penalty: float = Field(0.0, description=REFUSED)
     frequency_penalty: float = Field(0.0, description=REFUSED)
     repetition_penalty: float = Field(1.0, description=REFUSED)
-    request_timeout: float = Field(600.0, gt=0, description="Deadline of one sampling request, seconds.")
+    request_timeout: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
     def _full_distribution(self) -> Self:
@@ -120,125 +107,98 @@ class RolloutConfig(Section):
 class ServerConfig(Section):
     """The vLLM server that Ponder starts."""
 
-    port: int | None = Field(None, ge=1, le=65535, description="Port on 127.0.0.1; null = a free one.")
-    kv_cache_gb: float = Field(1.0, gt=0, description="Memory for the KV cache on a CPU, GiB.")
+    port: int | None = Field(None, ge=1, le=65535)
+    kv_cache_gb: float = Field(1.0, gt=0)
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of the GPU's memory that the server may take; with rollout.colocate the plan sets it."""
     eager: bool = True
-    """Skip torch.compile: starts a minute sooner, a little slower on large models."""
-    threads: int | None = Field(None, ge=1, description="Threads of the server on a CPU; null = all cores.")
-    start_timeout: float = Field(600.0, gt=0, description="Seconds the server may take to become healthy.")
+    threads: int | None = Field(None, ge=1)
+    start_timeout: float = Field(600.0, gt=0)
     max_restarts: int = Field(3, ge=0)
-    """Times a dead server is started again before the run stops (exit 3)."""
 
 
 class TrainConfig(Section):
     """The learner."""
 
-    steps: int = Field(100, ge=1, description="Steps of the run; a step is one batch of rollouts.")
-    learning_rate: float = Field(1e-5, ge=0, description="Peak learning rate of AdamW.")
-    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    steps: int = Field(100, ge=1)
+    learning_rate: float = Field(1e-5, ge=0)
+    warmup_steps: int = Field(0, ge=0)
     decay: Literal["none", "linear", "cosine"] = "none"
-    """Decay of the learning rate after the warm-up, down to zero at the last optimizer step."""
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this global norm.")
-    epochs: int = Field(1, ge=1, description="Passes over a step's chains.")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    epochs: int = Field(1, ge=1)
     minibatches: int = Field(1, ge=1)
-    """Optimizer steps a pass; the chains are divided by groups, nothing has to divide anything."""
     tokens_per_microbatch: int = Field(16384, ge=1)
-    """Tokens in one forward pass: memory only, it never changes the result."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    checkpoint_every: int = Field(10, ge=1, description="Steps between checkpoints; the last step always writes one.")
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
-    threads: int | None = Field(None, ge=1, description="Threads of the learner on a CPU; null = all cores.")
+    checkpoint_every: int = Field(10, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    threads: int | None = Field(None, ge=1)
 
 
 class RewardsConfig(Section):
     """The worker pool that scores chains."""
 
-    workers: int = Field(2, ge=1, description="Worker processes.")
-    time_limit: float = Field(1.0, gt=0, description="Seconds an item may take before its worker is killed.")
+    workers: int = Field(2, ge=1)
+    time_limit: float = Field(1.0, gt=0)
     memory_gb: float = Field(1.0, gt=0)
-    """Address space a worker may add to what the loaded reward takes, GiB."""
     max_error_share: float = Field(0.05, ge=0, le=1)
-    """Share of a step's chains with status `error` or `rejected` above which the run stops (exit 3)."""
     skip_bad_gold: bool = False
-    """Score the gold answer of every row of a file before the run, and go on without those that are not correct."""
     audit_share: float = Field(0.05, ge=0, le=1)
-    """Share of the answers judged wrong that a second verifier hears (math, numeric, exact_match); 0 = no audit."""
 
 
 class BudgetConfig(Section):
     """Thinking budgets in training."""
 
     think: int | None = Field(None, ge=0)
-    """Sampled thinking tokens before the close is forced; null = no cap but rollout.max_tokens."""
-    answer: int = Field(64, ge=1, description="Tokens for the answer after a forced close.")
+    answer: int = Field(64, ge=1)
 
 
 class PipelineConfig(Section):
     """How rollout and learner interleave."""
 
     max_staleness: int = Field(0, ge=0, le=0)
-    """Capacity of the queue between them; 0 = synchronous, the only mode so far."""
 
 
 class EvalConfig(Section):
     """Evaluation during the run, on the same server."""
 
     every: int = Field(0, ge=0)
-    """Steps between evaluations on val, from step 0 to the last; 0 = none. Above, base and final come on test, too."""
-    problems: int = Field(64, ge=1, description="Problems an evaluation.")
+    problems: int = Field(64, ge=1)
     test_problems: int | None = Field(None, ge=1)
-    """Problems of the two evaluations on test; null = eval.problems."""
-    samples: int = Field(1, ge=1, description="Samples a problem.")
+    samples: int = Field(1, ge=1)
     budgets: list[int] = Field(default_factory=list)
-    """Thinking caps to evaluate the base and the final policy at; empty = no cap."""
     budgets_every: int = Field(0, ge=0)
-    """Steps between evaluations on test at these caps, besides base and final; 0 = none."""
     controls: bool = False
-    """Also measure the base with patience forced on it and with many votes: what a gain beyond that owes to RL."""
 
 
 class SyncConfig(Section):
     """How new weights reach the server."""
 
     backend: Literal["file", "nccl"] = "file"
-    """`file`: a safetensors file in a directory that both sides see; `nccl`: from GPU to GPU."""
     dir: str = "/dev/shm"
-    """Directory of that file; needs the weights' size in free space."""
     address: str = "127.0.0.1"
-    """This machine's address, at which the servers find the learner (`nccl`)."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds that each call of a push may take, and over NCCL each meeting of both sides."""
     bound: float | None = Field(None, gt=0)
-    """Bound of `mismatch_kl/fresh`: warns above it, stops above 10 times it. Null = by dtype (1e-6, bf16 1e-3)."""
 
 
 class HardwareConfig(Section):
     """The machine that a run is meant for: `--dry-run` plans for it anywhere, and a start elsewhere is refused."""
 
-    gpus: int | None = Field(None, ge=0, description="NVIDIA GPUs of the machine; null = those that are here.")
+    gpus: int | None = Field(None, ge=0)
     gpu_memory_gb: float | None = Field(None, gt=0)
-    """Memory of each, GiB (as on the box: 24); null = what is here."""
     nodes: int | None = Field(None, ge=1)
-    """Machines; null = 1. More are refused: learner and server start on one, other servers with `ponder serve`."""
 
 
 class Config(Section):
     """A training run."""
 
     run: RunConfig = RunConfig()
-    seed: int = Field(0, ge=0, description="Seed of the run: weights that are not loaded, problems, sampling.")
-    algorithm: str = Field("grpo", description="Preset of the objective: a row of rl/presets.yaml.")
+    seed: int = Field(0, ge=0)
+    algorithm: str = "grpo"
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig
     task: str | list[dict[str, Any]]
-    """Task string (`NAME`, `NAME?numbers=3`, `path.jsonl`) or a mixture [{task, weight}, …]."""
     reward: str | dict[str, Any] | None = None
-    """Reward: null = the task's own, `name`, `module:function`, `path.py:function`, {use: …, args: {…}}."""
-    sampler: Literal["vllm", "transformers"] = Field("vllm", description="What generates chains.")
+    sampler: Literal["vllm", "transformers"] = "vllm"
     rollout: RolloutConfig = RolloutConfig()
     server: ServerConfig = ServerConfig()
     train: TrainConfig = TrainConfig()
