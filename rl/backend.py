@@ -204,7 +204,7 @@ def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSp
         port=server.port or free_port(), sync_dir=None if nccl else str(sync_dir), nccl=nccl,
         load_format="auto" if weights else "dummy",
         kv_cache_gb=server.kv_cache_gb, gpu_memory_utilization=share, gpus=placement.server_gpus,
-        eager=server.eager, threads=server.threads,
+        eager=server.eager, threads=server.threads, fp32_head=server.fp32_head and config.model.dtype == "bfloat16",
     )  # fmt: skip
 
 

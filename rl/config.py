@@ -111,6 +111,7 @@ class ServerConfig(Section):
     kv_cache_gb: float = Field(1.0, gt=0)
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     eager: bool = True
+    fp32_head: bool = True
     threads: int | None = Field(None, ge=1)
     start_timeout: float = Field(600.0, gt=0)
     max_restarts: int = Field(3, ge=0)

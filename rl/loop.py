@@ -19,7 +19,7 @@ from rl.curriculum import Curriculum
 from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.flops import rollout_flops
-from rl.metrics import MetricsLog, Row, alike, rollout_metrics, search_metrics, variance_metrics
+from rl.metrics import MetricsLog, Row, alike, memory_metrics, rollout_metrics, search_metrics, variance_metrics
 from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.scoring import RunScorer
@@ -98,7 +98,7 @@ class Trainer:
         groups = await self._served(partial(queue.get, step))
         row: Row = {"step": step, "version": self.version} | rollout_metrics(groups)
         row |= variance_metrics(groups) | self.scorer.figures(step, groups, self.progress.say)
-        row |= search_metrics(groups, self.setup.template.response_text)
+        row |= memory_metrics() | search_metrics(groups, self.setup.template.response_text)
         row["time/rollout"] = time.monotonic() - began
         lengths = [(chain.prompt_len, len(chain.token_ids)) for group in groups for chain in group.chains]
         row["flops/rollout"] = rollout_flops(self.learner.shape, lengths)

@@ -54,6 +54,7 @@ class ServerSpec:
     threads: int | None  # on a CPU; None = all cores
     max_num_seqs: int = 256  # sequences decoded together
     nccl: bool = False  # pushed weights come over NCCL
+    fp32_head: bool = False  # logits in fp32 on a GPU, as the learner makes them
     gpus: tuple[int, ...] = ()  # which of the hardware's it may see; none = all
 
 
@@ -71,6 +72,7 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
         env["PONDER_SYNC_DIR"] = spec.sync_dir
     if hardware.gpus:
         argv += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
+        argv += ["--hf-overrides", json.dumps({"head_dtype": "float32"})] if spec.fp32_head else []
         if spec.gpus:  # the ids are numbers in nvidia-smi's order, which is not CUDA's own where the cards differ
             ids = ",".join(hardware.gpus[i].id for i in spec.gpus)
             env |= {"CUDA_VISIBLE_DEVICES": ids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

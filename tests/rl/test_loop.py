@@ -52,8 +52,9 @@ def weights(run: RunDir, step: int) -> bytes:
 
 
 def figures(run: RunDir) -> list[dict[str, Any]]:
-    """Metrics without what depends on the clock."""
-    return [{k: v for k, v in row.items() if "time/" not in k and k != "mfu"} for row in read_metrics(run.metrics)]
+    """Metrics without what depends on the clock and the process."""
+    own = ("time/", "total/time", "memory/", "mfu")
+    return [{k: v for k, v in row.items() if not k.startswith(own)} for row in read_metrics(run.metrics)]
 
 
 def test_a_run_leaves_each_step_once_with_agreement_and_checkpoints(whole: RunDir) -> None:

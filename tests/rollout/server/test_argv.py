@@ -34,14 +34,15 @@ SHARED = replace(
     model="Qwen/Qwen2.5-1.5B-Instruct",
     dtype="bfloat16",
     max_model_len=2136,
-    gpu_memory_utilization=0.59,
+    gpu_memory_utilization=0.62,
     gpus=(0,),
+    fp32_head=True,
 )  # of configs/gpu-24gb.yaml: tests/rl/test_plan.py
 CASES = {
     "server_cpu_tiny": (TINY, CPU),
     "server_cpu_compiled": (replace(TINY, load_format="auto", eager=False, threads=1, kv_cache_gb=2.0), CPU),
     "server_cpu_frozen": (replace(TINY, load_format="auto", sync_dir=None, max_num_seqs=64), CPU),
-    "server_gpu_bf16": (replace(TINY, dtype="bfloat16", eager=False, gpu_memory_utilization=0.45), GPU),
+    "server_gpu_bf16": (replace(TINY, dtype="bfloat16", eager=False, fp32_head=True, gpu_memory_utilization=0.45), GPU),
     "server_gpu_24gb": (SHARED, CARD),
     "server_gpu_nccl": (replace(TINY, dtype="bfloat16", sync_dir=None, nccl=True), GPU),
 }
