@@ -135,7 +135,7 @@ def test_functions_and_files_stay_short() -> None:
 
 
 def test_the_packages_and_the_reading_path_stay_small() -> None:
-    assert sum(path.read_text().count("\n") for path in SOURCES) <= 12_000
+    assert sum(path.read_text().count("\n") for path in SOURCES) <= 13_000
     assert sum((ROOT / name).read_text().count("\n") for name in READING_PATH) < 2_000
 
 
