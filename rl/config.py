@@ -53,7 +53,7 @@ class ObjectiveConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters: only they are trained, and they are merged into what is pushed and saved. No dropout."""
+    """Low-rank adapters: only they are trained. No dropout."""
 
     rank: int = Field(16, ge=1)
     """Rank r of the product B A that is added to a layer's weight."""
@@ -61,6 +61,8 @@ class LoraConfig(Section):
     """The product is scaled by alpha / rank."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Layers that get an adapter, by the ends of their names ([q_proj, v_proj]); all-linear = all but the head."""
+    push: Literal["auto", "adapter", "merged"] = "auto"
+    """What goes to the server: the `adapter` alone, or the model with it `merged`; auto = adapter where GPUs serve."""
 
 
 class ModelConfig(Section):

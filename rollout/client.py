@@ -27,7 +27,8 @@ class ServerDown(Exception):
 class VllmClient:
     """A rollout.types.Sampler over one or more vLLM servers; it and all that call it belong to one event loop.
     `context` is the servers' --max-model-len, `timeout` in seconds covers all tries of a request. At most
-    `max_connections` requests are under way; the others wait here, without a socket."""
+    `max_connections` requests are under way; the others wait here, without a socket. `model` names an adapter that is
+    served, to sample from, else it is the model itself."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class VllmClient:
         key: str,
         *,
         context: int,
+        model: str = "",
         timeout: float = 600,
         max_connections: int = 256,
         retries: int = 4,
@@ -43,6 +45,7 @@ class VllmClient:
         if not urls:
             raise BadInput("the sampling client needs at least one server url")
         self.version = -1
+        self.model = model
         self.context, self.timeout, self.retries = context, timeout, retries
         self._urls = [url.rstrip("/") for url in urls]
         self._outstanding: Counter[str] = Counter()  # url -> prompt + max_tokens of each request under way
@@ -52,7 +55,8 @@ class VllmClient:
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """As the Protocol says. Raises BadInput also where the server refuses (4xx); nan = not a finite number."""
         check_fits(len(prompt_ids), params.max_tokens, self.context)
-        body, cost = request_body(prompt_ids, params), len(prompt_ids) + params.max_tokens
+        body = request_body(prompt_ids, params) | ({"model": self.model} if self.model else {})
+        cost = len(prompt_ids) + params.max_tokens
         tried: list[str] = []  # the url of each try
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(ServerDown),
