@@ -125,7 +125,7 @@ def evaluate(
 @app.command("merge", epilog="Example: ponder merge runs/first/checkpoints/step-100 merged")
 def merge(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER_OR_CHECKPOINT", help="LoRA, in peft's format")],
-    out: Annotated[Path, typer.Argument(help="model directory to write")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="model directory to write")],
     base: Annotated[Path | None, typer.Option(help="model under the adapter; default: the one that it names")] = None,
 ) -> None:
     """Merge a LoRA adapter into its base, in fp32 and cast once, as a model directory like any other."""
