@@ -228,9 +228,7 @@ def resolve_target(text: str, sampler: str, think: bool, tokenizer: Path | None)
                 answer = httpx.get(f"{text}/v1/models", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
                 root = answer.raise_for_status().json()["data"][0]["root"]
         except (httpx.HTTPError, KeyError, ValueError) as error:
-            raise BadInput(
-                f"{text} does not tell which model it serves ({error}); give --tokenizer DIRECTORY"
-            ) from None
+            raise BadInput(f"{text} does not tell what it serves ({error}); give --tokenizer DIRECTORY") from None
         return Target(text, str(root), think, "server")
     if RunDir(Path(text)).config.is_file():
         run, config = open_run(Path(text))
@@ -255,9 +253,9 @@ async def open_sampler(target: Target, context: int, seed: int) -> AsyncIterator
     async with contextlib.AsyncExitStack() as stack:
         if target.sampler == "server":
             key = os.environ[KEY_VARIABLE]
+            sampler: Any = VllmClient([target.name], key, context=context)
             async with contextlib.aclosing(ServerControl(target.name, key)) as control:
-                newest = ["", *await control.adapters()][-1]  # of a run that trains adapters, else the model itself
-            sampler: Sampler = VllmClient([target.name], key, context=context, model=newest)
+                sampler.model = ["", *await control.adapters()][-1]  # a run's newest, or the model itself
         elif target.sampler == "transformers":
             from rl.model import load_policy
             from rollout.transformers_sampler import TransformersSampler

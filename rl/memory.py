@@ -203,13 +203,10 @@ def place(config: Config, hardware: Hardware, context: int) -> Placement:
 
 
 def served_rank(lora: LoraConfig | None, hardware: Hardware) -> int:
-    """The --max-lora-rank of servers that take adapters alone; 0 where they are merged. Raises BadInput."""
+    """The --max-lora-rank of servers that take adapters alone; 0 where they are merged, as is what no server takes."""
     if lora is None or lora.push == "merged" or (lora.push == "auto" and not hardware.gpus):
         return 0
-    rank = next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= lora.rank), 0)
-    if lora.push == "adapter" and not rank:
-        raise BadInput(f"model.lora.push=adapter: vLLM takes ranks up to 512, not {lora.rank}; set it to merged")
-    return rank
+    return next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= lora.rank), 0)
 
 
 def serving_gpus(config: Config, count: int) -> tuple[int, ...]:

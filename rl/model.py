@@ -218,9 +218,8 @@ def merge_adapter(path: Path, out: Path, base: Path | None = None) -> None:
             peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(adapter)), model)
     except (ValueError, TypeError, RuntimeError) as error:
         raise BadInput(f"{adapter} does not fit {found}: {one_line(str(error))}") from None
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if hasattr(layer, "base_layer"):  # often one tensor, which an adapter of one would change for both
-            raise BadInput(f"{adapter} adapts the embedding or the output head, which can't be merged alone")
+    if any(hasattr(layer, "base_layer") for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
+        raise BadInput(f"{adapter} adapts the embedding or the output head, often one tensor, which can't be merged")
     _load_adapter(model, adapter)
     save_model(model.requires_grad_(False), found, out)
 

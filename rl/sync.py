@@ -53,7 +53,7 @@ class ModuleSource:
     part: Literal["merged", "base", "adapter"] = "merged"
 
     def manifest(self) -> Manifest:
-        return [(self._sent_as(name), self.dtype, tuple(p.shape)) for name, p in self.parameters()]
+        return [(hf_name(name), self.dtype, tuple(p.shape)) for name, p in self.parameters()]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.parameters():
@@ -63,14 +63,11 @@ class ModuleSource:
                 layer: Any = self.module.get_submodule(owner)
                 with torch.no_grad():  # adapters are fp32 (rl.model), hence the sum is
                     weight = sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), weight)
-            yield self._sent_as(name), weight.to(getattr(torch, self.dtype))
+            yield hf_name(name), weight.to(getattr(torch, self.dtype))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is sent, or what it is made from, by the module's own names."""
         return ((n, p) for n, p in self.module.named_parameters() if is_adapter(n) == (self.part == "adapter"))
-
-    def _sent_as(self, name: str) -> str:
-        return PEFT_PREFIX * (self.part == "adapter") + hf_name(name)
 
 
 @dataclass
@@ -87,11 +84,12 @@ class Push:
         try:
             await self.each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
             await self.transfer(source, version)
+            await self.each(lambda c: check_label(c, version))
         finally:
             await self.each(lambda c: c.resume())
 
     async def prepare(self, source: WeightSource) -> None: ...  # what can be done or refused before a pause
-    async def transfer(self, source: WeightSource, version: int) -> None: ...  # `start`, load, `finish`
+    async def transfer(self, source: WeightSource, version: int) -> None: ...  # and label
     def close(self) -> None: ...  # lets go of what is held between pushes
 
     async def each(self, call: Callable[[ServerControl], Awaitable[T]]) -> list[T]:
@@ -118,16 +116,14 @@ class FilePush(Push):
         except OSError as error:
             raise BadInput(f"sync.dir={self.directory} can't be used: {error.strerror}") from None
         if free < needed:
-            raise BadInput(
-                f"sync.dir={self.directory} has {free} bytes free, the weights need {needed}; choose another"
-            )
+            raise BadInput(f"sync.dir={self.directory} has {free} bytes free, the weights need {needed}; change it")
         await self.each(lambda c: c.init_transfer({"directory": str(self.directory.resolve())}))
 
     async def transfer(self, source: WeightSource, version: int) -> None:
         with weights_file(self.directory, source, version) as path:
             await self.each(start)
             await self.each(lambda c: c.update({"path": str(path.resolve())}))
-            await self.each(lambda c: finish(c, version))
+            await self.each(lambda c: c.finish_update(version))
 
 
 @dataclass
@@ -162,17 +158,10 @@ class AdapterPush(Push):
             draft.rename(path)
         except OSError as error:
             raise BadInput(f"sync.dir={self.directory} can't be written: {error.strerror}; choose another") from error
-        await self.each(lambda c: self._load(c, path, version))
+        await self.each(lambda c: c.load_adapter(path, version, keep=self.adapter))  # which a late request may name
         self.adapter = path.name
         if len(self.locks) > 2:  # unloaded at this push, removed at the next one
             os.close(self.locks.pop(0))
-
-    async def _load(self, control: ServerControl, path: Path, version: int) -> None:
-        for old in await control.adapters():
-            if old != self.adapter:  # which a late request may still name
-                await control.unload_adapter(old)
-        await control.load_adapter(path, version)
-        await check_label(control, version)
 
     def close(self) -> None:
         self.whole.close()
@@ -182,8 +171,7 @@ def clean(directory: Path) -> None:
     """Remove what is left of pushes whose process is gone, or done with them, and so the lock."""
     for path in directory.glob("ponder-*-v*"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            handle = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, handle)
+            stack.callback(os.close, handle := os.open(path, os.O_RDONLY))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -208,14 +196,8 @@ async def start(control: ServerControl) -> None:
         await control.start_update()
 
 
-async def finish(control: ServerControl, version: int) -> None:
-    """Close the update of one server and see that it labels its weights so."""
-    await control.finish_update(version)
-    await check_label(control, version)
-
-
 async def check_label(control: ServerControl, version: int) -> None:
-    """Fault where a server's weights have another label."""
+    """Fault where a server's weights are not labelled so."""
     label = await control.weight_version()
     if label != version:
         raise Fault(f"server {control.url} labels its weights {label} after a push of version {version}; restart it")
@@ -242,8 +224,8 @@ def follow(source: WeightSource) -> None:
 
 
 def hf_name(name: str) -> str:
-    """A parameter's checkpoint name: what wrappers put before or between is stripped."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    """A parameter's name in checkpoints, an adapter's in peft's: what wrappers put before or between is stripped."""
+    return PEFT_PREFIX * is_adapter(name) + ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 @contextlib.contextmanager

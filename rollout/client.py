@@ -27,8 +27,7 @@ class ServerDown(Exception):
 class VllmClient:
     """A rollout.types.Sampler over one or more vLLM servers; it and all that call it belong to one event loop.
     `context` is the servers' --max-model-len, `timeout` in seconds covers all tries of a request. At most
-    `max_connections` requests are under way; the others wait here, without a socket. `model` names an adapter that is
-    served, to sample from, else it is the model itself."""
+    `max_connections` requests are under way; the others wait here, without a socket."""
 
     def __init__(
         self,
@@ -36,7 +35,6 @@ class VllmClient:
         key: str,
         *,
         context: int,
-        model: str = "",
         timeout: float = 600,
         max_connections: int = 256,
         retries: int = 4,
@@ -45,7 +43,7 @@ class VllmClient:
         if not urls:
             raise BadInput("the sampling client needs at least one server url")
         self.version = -1
-        self.model = model
+        self.model = ""  # the adapter to sample from, if not the model itself
         self.context, self.timeout, self.retries = context, timeout, retries
         self._urls = [url.rstrip("/") for url in urls]
         self._outstanding: Counter[str] = Counter()  # url -> prompt + max_tokens of each request under way
