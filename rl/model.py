@@ -21,7 +21,7 @@ from rl.batch import MicroBatch
 from rl.config import LoraConfig
 from rl.flops import is_adapter
 from rl.logprobs import head_logprobs
-from rl.sync import PEFT_PREFIX, ModuleSource, write_adapter
+from rl.sync import ModuleSource, hf_name, write_adapter
 from rollout.prompt import load_tokenizer, read_json
 
 # What belongs to a model directory besides its config and its weights
@@ -153,27 +153,24 @@ def add_adapter(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(wanted, model)
-    _load_adapter(model, None if checkpoint is None else Path(checkpoint) / ADAPTER)
-
-
-def _load_adapter(model: PreTrainedModel, directory: Path | None) -> None:
-    """Make adapters fp32 and, where there is a directory, those that it holds. Raises BadInput if it holds others."""
-    import peft
-
-    for name, parameter in model.named_parameters():
-        if is_adapter(name):
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if directory is None:
-        return
+    if checkpoint is not None:
+        _load_adapter(model, Path(checkpoint) / ADAPTER)
+
+
+def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Give a model's adapters those of a directory, in fp32. Raises BadInput if it holds others."""
     try:
         saved = load_file(directory / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{directory} can't be read: {one_line(str(error))}; was the run made without LoRA?") from None
-    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
-    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+    own = {hf_name(name): p for name, p in model.named_parameters() if is_adapter(name)}
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in saved.items()}:
         raise BadInput(f"{directory} holds other adapters than model and settings ask for; give those it was made with")
-    peft.set_peft_model_state_dict(model, tensors)
+    for name, parameter in own.items():
+        parameter.data = saved[name].to(parameter.device, torch.float32)
 
 
 def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:

@@ -84,7 +84,9 @@ class Push:
         try:
             await self.each(lambda c: c.pause())  # and drops the prefix cache: its keys and values are of old weights
             await self.transfer(source, version)
-            await self.each(lambda c: check_label(c, version))
+            for c, label in zip(self.controls, await self.each(lambda c: c.weight_version()), strict=True):
+                if label != version:
+                    raise Fault(f"server {c.url} labels its weights {label} after a push of {version}; restart it")
         finally:
             await self.each(lambda c: c.resume())
 
@@ -194,13 +196,6 @@ async def start(control: ServerControl) -> None:
         with contextlib.suppress(Fault):
             await control.update({"path": ""})  # refused, and a refusal ends the update
         await control.start_update()
-
-
-async def check_label(control: ServerControl, version: int) -> None:
-    """Fault where a server's weights are not labelled so."""
-    label = await control.weight_version()
-    if label != version:
-        raise Fault(f"server {control.url} labels its weights {label} after a push of version {version}; restart it")
 
 
 def checked(source: WeightSource) -> Generator[Tensor, None, None]:
