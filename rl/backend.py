@@ -14,10 +14,10 @@ import tenacity
 
 from rewards.errors import BadInput, Fault
 from rl.build import Setup
-from rl.memory import Placement, place, serving_gpus
+from rl.memory import Placement, place, served_rank, serving_gpus
 from rl.nccl import NcclPush
 from rl.rundir import RunDir, write_json
-from rl.sync import FilePush, Push, WeightSource
+from rl.sync import AdapterPush, FilePush, Push, WeightSource
 from rollout.client import ServerDown, VllmClient
 from rollout.control import ServerControl
 from rollout.server.argv import ServerSpec
@@ -64,6 +64,8 @@ class ServedBackend(Backend):
         self.controls = controls = [ServerControl(url, key, sync.timeout) for url in urls]
         nccl = sync.backend == "nccl"
         self.pusher = NcclPush(controls, sync.address, sync.timeout) if nccl else FilePush(controls, sync_dir)
+        if served_rank(setup.config.model.lora, setup.hardware):
+            self.pusher = AdapterPush(controls, self.pusher, sync_dir)
 
     async def push(self, source: WeightSource, version: int) -> None:
         """Push as sync.backend says. A refusal by a server whose engine is dead is ServerDown, as its end would be."""
@@ -75,8 +77,12 @@ class ServedBackend(Backend):
                     await control.health()
                 except Fault:
                     raise ServerDown(control.url, str(refusal)) from None
-            raise
-        self.sampler.version = version
+            if not isinstance(self.pusher, AdapterPush) or self.pusher.adapter:
+                raise
+            print(f"ponder: {refusal}; so adapters are merged into what is pushed", file=sys.stderr)
+            self.pusher = self.pusher.whole
+            await self.pusher.push(source, version)
+        self.sampler.version, self.sampler.model = version, self.pusher.adapter
 
     async def aclose(self) -> None:
         if self.controls:
@@ -205,6 +211,7 @@ def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSp
         load_format="auto" if weights else "dummy",
         kv_cache_gb=server.kv_cache_gb, gpu_memory_utilization=share, gpus=placement.server_gpus,
         eager=server.eager, threads=server.threads, fp32_head=server.fp32_head and config.model.dtype == "bfloat16",
+        lora_rank=served_rank(config.model.lora, setup.hardware),
     )  # fmt: skip
 
 

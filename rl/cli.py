@@ -115,11 +115,24 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the chains beside --out")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model directory, a run's newest checkpoint or a server: pass@k with intervals, by thinking budget."""
+    """Score a model or adapter, a run's newest checkpoint or a server: pass@k with intervals, by thinking budget."""
     options = locals()
     from rl.evalcommand import parse_request, run_eval
 
     run_eval(parse_request(**options))
+
+
+@app.command("merge", epilog="Example: ponder merge runs/first/checkpoints/step-100 merged")
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER_OR_CHECKPOINT", help="LoRA, in peft's format")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="model directory to write")],
+    base: Annotated[Path | None, typer.Option(help="model under the adapter; default: the one that it names")] = None,
+) -> None:
+    """Merge a LoRA adapter into its base, in fp32 and cast once, as a model directory like any other."""
+    from rl.model import merge_adapter
+
+    merge_adapter(adapter, out, base)
+    print(out)
 
 
 @app.command("scaling", epilog="Example: ponder scaling runs/axes --x tokens --out pictures")

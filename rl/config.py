@@ -60,11 +60,12 @@ class ObjectiveConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters: only they are trained, and they are merged into what is pushed and saved. No dropout."""
+    """Low-rank adapters: only they are trained. No dropout."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     targets: Literal["all-linear"] | list[str] = "all-linear"
+    push: Literal["auto", "adapter", "merged"] = "auto"
 
 
 class ModelConfig(Section):

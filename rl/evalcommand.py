@@ -1,12 +1,14 @@
-"""`ponder eval`: a model directory, a run or a server's URL -> evaluation cells, printed and written."""
+"""`ponder eval`: a model or adapter directory, a run or a server's URL -> evaluation cells, printed and written."""
 
 import asyncio
+import atexit
 import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +34,7 @@ from rl.progress import RunProgress
 from rl.rundir import RunDir, open_run, result_file, write_json
 from rollout.client import ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
+from rollout.control import ServerControl
 from rollout.evaluate import make_cells
 from rollout.prompt import Shot, Style, Template
 from rollout.server.argv import ServerSpec
@@ -215,7 +218,7 @@ async def _answer(target: Target, template: Template, plan: Plan, questions: lis
 
 
 def resolve_target(text: str, sampler: str, think: bool, tokenizer: Path | None) -> Target:
-    """A URL, a run directory (its newest checkpoint) or a model directory. Raises BadInput."""
+    """A URL, a run directory (its newest checkpoint), an adapter's (merged here) or a model's. Raises BadInput."""
     if text.startswith(("http://", "https://")):
         root: Any = tokenizer
         if not (key := os.environ.get(KEY_VARIABLE)):
@@ -225,9 +228,7 @@ def resolve_target(text: str, sampler: str, think: bool, tokenizer: Path | None)
                 answer = httpx.get(f"{text}/v1/models", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
                 root = answer.raise_for_status().json()["data"][0]["root"]
         except (httpx.HTTPError, KeyError, ValueError) as error:
-            raise BadInput(
-                f"{text} does not tell which model it serves ({error}); give --tokenizer DIRECTORY"
-            ) from None
+            raise BadInput(f"{text} does not tell what it serves ({error}); give --tokenizer DIRECTORY") from None
         return Target(text, str(root), think, "server")
     if RunDir(Path(text)).config.is_file():
         run, config = open_run(Path(text))
@@ -235,6 +236,13 @@ def resolve_target(text: str, sampler: str, think: bool, tokenizer: Path | None)
         if found is None:
             raise BadInput(f"{text} is a run without a checkpoint; let it reach train.checkpoint_every steps")
         return Target(f"{text}@{found.step}", str(found.path), config.model.think and think, sampler)
+    if (Path(text) / "adapter_config.json").is_file():
+        from rl.model import merge_adapter
+
+        scratch = tempfile.mkdtemp(prefix="ponder-merged-")
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        merge_adapter(Path(text), Path(scratch, "model"))
+        return Target(text, f"{scratch}/model", think, sampler)
     model_context(text)
     return Target(text, text, think, sampler)
 
@@ -244,7 +252,10 @@ async def open_sampler(target: Target, context: int, seed: int) -> AsyncIterator
     """What samples from the target, with room for `context` tokens; a server that it takes ends with the block."""
     async with contextlib.AsyncExitStack() as stack:
         if target.sampler == "server":
-            sampler: Sampler = VllmClient([target.name], os.environ[KEY_VARIABLE], context=context)
+            key = os.environ[KEY_VARIABLE]
+            sampler: Any = VllmClient([target.name], key, context=context)
+            async with contextlib.aclosing(ServerControl(target.name, key)) as control:
+                sampler.model = ["", *await control.adapters()][-1]  # a run's newest, or the model itself
         elif target.sampler == "transformers":
             from rl.model import load_policy
             from rollout.transformers_sampler import TransformersSampler

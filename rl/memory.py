@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rewards.errors import BadInput
-from rl.config import Config
+from rl.config import Config, LoraConfig
 from rl.presets import objective_of
 from rollout.server.hardware import Hardware
 
@@ -193,11 +193,20 @@ def place(config: Config, hardware: Hardware, context: int) -> Placement:
     # vLLM's defaults: at most 8192 tokens in an engine step, 256 sequences decoded together
     step = 8192 * item * (3 * c.intermediate_size + 4 * c.hidden_size) + 3.0 * 4 * 256 * c.vocab_size
     own = {SERVED: weights, "server: CUDA context, activations, logits": CUDA_CONTEXT + step}
+    if (lora := config.model.lora) and (rank := served_rank(lora, hardware)):
+        own["server: room for two adapters"] = 2.0 * item * shapes.adapters * rank / lora.rank
     room = max(0.0, share * gpu.capacity - sum(own.values()))
     gpu.items |= own | {KV_CACHE: max(room, float(token * context))}  # a chain of full length must fit
     if config.rollout.colocate:
         gpu.items[SPARE] = max(gpu.capacity * RESERVE, gpu.capacity - gpu.needed)
     return Placement(places, serving, share, int(room // token))
+
+
+def served_rank(lora: LoraConfig | None, hardware: Hardware) -> int:
+    """The --max-lora-rank of servers that take adapters alone; 0 where they are merged, as is what no server takes."""
+    if lora is None or lora.push == "merged" or (lora.push == "auto" and not hardware.gpus):
+        return 0
+    return next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= lora.rank), 0)
 
 
 def serving_gpus(config: Config, count: int) -> tuple[int, ...]:

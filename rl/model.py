@@ -4,12 +4,13 @@ else has to know: what trains is what has `requires_grad`, and what is pushed or
 
 import copy
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -20,14 +21,17 @@ from rl.batch import MicroBatch
 from rl.config import LoraConfig
 from rl.flops import is_adapter
 from rl.logprobs import head_logprobs
-from rl.sync import ModuleSource
-from rollout.prompt import load_tokenizer
+from rl.sync import ModuleSource, hf_name, write_adapter
+from rollout.prompt import load_tokenizer, read_json
 
 # What belongs to a model directory besides its config and its weights
 COPIED_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
                 "chat_template*", "generation_config.json")  # fmt: skip
-ADAPTER = "adapter"  # directory of the LoRA adapter, in peft's own format, in a saved model
-PEFT_PREFIX = "base_model.model."  # what peft puts before the names of parameters in its files
+# Directory of the LoRA adapter, in peft's own format, in a saved model, and the file that makes it one
+ADAPTER, PEFT_CONFIG = "adapter", "adapter_config.json"
+# Of adapters that others made: what would be more than products added to weights, or change the base
+UNMERGED = {"use_dora", "modules_to_save", "target_parameters", "lora_bias", "trainable_token_indices",
+            "layer_replication", "alora_invocation_tokens", "use_bdlora", "use_qalora"}  # fmt: skip
 
 transformers_logging.set_verbosity_error()  # what is wrong becomes one line of ours
 transformers_logging.disable_progress_bar()
@@ -89,8 +93,8 @@ def has_weights(path: str | Path) -> bool:
 
 def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: str | Path) -> None:
     """Write a directory that plain transformers and vLLM load: safetensors and config, and the tokenizer files and
-    generation_config of the source, copied as they are. A LoRA adapter is merged in, and saved alone in `adapter/`.
-    Raises BadInput where the directory can't be written (disk full)."""
+    generation_config of the source, copied as they are. LoRA adapters are merged in and, where they train, saved
+    alone in `adapter/`. Raises BadInput where the directory can't be written (disk full)."""
     directory = Path(directory)
     generation = model.generation_config
     # A generation_config that transformers finds inconsistent would stop the save; the original is copied below.
@@ -98,8 +102,10 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
     merged = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if any(is_adapter(name) for name, _ in model.named_parameters()):
-            _save_adapter(model, directory / ADAPTER)
+        if adapters := [p for name, p in model.named_parameters() if is_adapter(name)]:
+            if adapters[0].requires_grad:
+                (directory / ADAPTER).mkdir(exist_ok=True)
+                write_adapter(model, directory / ADAPTER)
             source = ModuleSource(model, str(model.dtype).removeprefix("torch."))
             merged = {name: tensor.cpu() for name, tensor in source.tensors()}
         model.save_pretrained(directory, state_dict=merged)
@@ -150,18 +156,21 @@ def add_adapter(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if checkpoint is None:
-        return
-    directory = Path(checkpoint) / ADAPTER
+    if checkpoint is not None:
+        _load_adapter(model, Path(checkpoint) / ADAPTER)
+
+
+def _load_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Give a model's adapters those of a directory, in fp32. Raises BadInput if it holds others."""
     try:
         saved = load_file(directory / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{directory} can't be read: {one_line(str(error))}; was the run made without LoRA?") from None
-    tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
-    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
-        raise BadInput(f"{directory} holds other adapters than model.lora asks for; resume with the run's own settings")
-    peft.set_peft_model_state_dict(model, tensors)
+    own = {hf_name(name): p for name, p in model.named_parameters() if is_adapter(name)}
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in saved.items()}:
+        raise BadInput(f"{directory} holds other adapters than model and settings ask for; give those it was made with")
+    for name, parameter in own.items():
+        parameter.data = saved[name].to(parameter.device, torch.float32)
 
 
 def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
@@ -183,19 +192,33 @@ def adapted_layers(model: Any, lora: LoraConfig) -> dict[str, nn.Linear]:
     return found
 
 
-def _save_adapter(model: PreTrainedModel, directory: Path) -> None:
-    from peft import get_peft_model_state_dict
+def merge_adapter(path: Path, out: Path, base: Path | None = None) -> None:
+    """Write the base of a LoRA adapter in peft's format (or of a checkpoint's) with it merged in, in the base's dtype:
+    a model directory like any other. Raises BadInput for what can't be merged, by name."""
+    import peft
 
-    config = copy.copy(next(iter(model.peft_config.values())))
-    config.target_modules = sorted(config.target_modules)  # a set, whose order would differ from run to run
-    config.inference_mode = True  # as peft's own save_pretrained has it: who loads it, by default does not train it
-    config.save_pretrained(str(directory))
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file(
-        {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        directory / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    if out.exists():
+        raise BadInput(f"{out} is there already; name a directory that isn't")
+    adapter = path if (path / PEFT_CONFIG).is_file() else path / ADAPTER
+    if not (said := read_json(adapter / PEFT_CONFIG)):
+        raise BadInput(f"{path} has no {PEFT_CONFIG}; give a LoRA adapter, or a checkpoint (step-N) that has one")
+    neutral = {"peft_type": ("LORA",), "bias": (None, "none"), "init_lora_weights": (None, True, False, "gaussian")}
+    for key, value in said.items():
+        if value not in neutral[key] if key in neutral else value and key in UNMERGED:
+            raise BadInput(f"{adapter} has {key}={value!r}, which can't be merged into a plain model")
+    found = base or Path(str(said.get("base_model_name_or_path")))
+    if not found.is_dir() or not has_weights(found):
+        raise BadInput(f"{found}, base of {adapter}, has no weights here; ponder merge {path} OUT --base DIR")
+    model, _ = load_policy(found, str(load_config(found).dtype or "float32").removeprefix("torch."), 0, "sdpa")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a tied head, which is refused below
+            peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(adapter)), model)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise BadInput(f"{adapter} does not fit {found}: {one_line(str(error))}") from None
+    if any(hasattr(layer, "base_layer") for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
+        raise BadInput(f"{adapter} adapts the embedding or the output head, often one tensor, which can't be merged")
+    _load_adapter(model, adapter)
+    save_model(model.requires_grad_(False), found, out)
 
 
 @torch.no_grad()

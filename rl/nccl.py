@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewards.errors import Fault
 from rl.memory import NCCL_CHUNK
-from rl.sync import Push, WeightSource, checked, finish, start
+from rl.sync import Push, WeightSource, checked, start
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class NcclPush(Push):
         await self.each(start)
         calls = [c.update(payload) for c in self.controls]
         await self._both(calls, partial(send, source, self.group), self.timeout)
-        await self.each(lambda c: finish(c, version))
+        await self.each(lambda c: c.finish_update(version))
         self.pushed = version
 
     def close(self) -> None:

@@ -232,7 +232,7 @@ class Selftest:
 
         old = await answers()
         with restored(self.learner.policy.parameters()):
-            head: Tensor = self.learner.policy.get_output_embeddings().weight.data
+            head: Tensor = self.learner.policy.get_output_embeddings().weight.detach()
             rows = torch.ones(len(head), dtype=torch.bool, device=head.device)
             rows[self.short_prompt] = False  # a tied embedding reads these, and they stay
             head[rows] *= -1

@@ -43,6 +43,7 @@ class VllmClient:
         if not urls:
             raise BadInput("the sampling client needs at least one server url")
         self.version = -1
+        self.model = ""  # the adapter to sample from, if not the model itself
         self.context, self.timeout, self.retries = context, timeout, retries
         self._urls = [url.rstrip("/") for url in urls]
         self._outstanding: Counter[str] = Counter()  # url -> prompt + max_tokens of each request under way
@@ -52,7 +53,8 @@ class VllmClient:
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """As the Protocol says. Raises BadInput also where the server refuses (4xx); nan = not a finite number."""
         check_fits(len(prompt_ids), params.max_tokens, self.context)
-        body, cost = request_body(prompt_ids, params), len(prompt_ids) + params.max_tokens
+        body = request_body(prompt_ids, params) | ({"model": self.model} if self.model else {})
+        cost = len(prompt_ids) + params.max_tokens
         tried: list[str] = []  # the url of each try
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(ServerDown),

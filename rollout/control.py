@@ -1,5 +1,6 @@
 """The control plane of a vLLM server: health, pause and resume, weight updates, the version label."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -51,6 +52,21 @@ class ServerControl:
     async def weight_version(self) -> int:
         """The label of the weights now serving; -1 when nothing has been pushed yet."""
         return version_number((await self._call("GET", "/weight_info")).json()["weight_version"])
+
+    async def adapters(self) -> list[str]:
+        """Names of the LoRA adapters that are loaded, the newest last."""
+        models = (await self._call("GET", "/v1/models")).json()["data"]
+        return [model["id"] for model in models if model.get("parent")]
+
+    async def load_adapter(self, path: Path, version: int, keep: str) -> None:
+        """Load peft's files, to be sampled from by their directory's name, and label the weights with the version.
+        All that were loaded are unloaded but the one to `keep`."""
+        for name in await self.adapters():
+            if name != keep:
+                await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
+        body = {"lora_name": path.name, "lora_path": str(path.resolve()), "load_inplace": False}
+        await self._call("POST", "/v1/load_lora_adapter", json=body)
+        await self._call("POST", "/update_weight_version", json={"new_version": str(version)})
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -55,6 +55,7 @@ class ServerSpec:
     max_num_seqs: int = 256  # sequences decoded together
     nccl: bool = False  # pushed weights come over NCCL
     fp32_head: bool = False  # logits in fp32 on a GPU, as the learner makes them
+    lora_rank: int = 0  # of adapters that it takes beside the model, one of vLLM's own ranks; 0 = none
     gpus: tuple[int, ...] = ()  # which of the hardware's it may see; none = all
 
 
@@ -70,6 +71,9 @@ def server_argv(spec: ServerSpec, hardware: Hardware) -> tuple[list[str], dict[s
         argv += ["--weight-transfer-config", json.dumps({"backend": "nccl" if spec.nccl else "ponder_file"})]
     if spec.sync_dir is not None:
         env["PONDER_SYNC_DIR"] = spec.sync_dir
+    if spec.lora_rank:  # two: the one that serves, and the one before
+        argv += ["--enable-lora", "--max-lora-rank", str(spec.lora_rank), "--max-loras", "2"]
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if hardware.gpus:
         argv += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
         argv += ["--hf-overrides", json.dumps({"head_dtype": "float32"})] if spec.fp32_head else []

@@ -13,10 +13,11 @@ import pytest
 from rewards.errors import BadInput, Fault
 from rl import backend
 from rl.backend import RemoteBackend, VllmBackend
-from rl.config import SyncConfig
+from rl.config import LoraConfig, SyncConfig
 from rl.nccl import NcclPush, join_group
-from rl.sync import FilePush
+from rl.sync import AdapterPush, FilePush
 from rollout.client import ServerDown
+from rollout.server.hardware import Hardware
 from tests.rl.wire import Group
 
 
@@ -60,9 +61,11 @@ async def test_a_refusal_by_a_server_without_an_engine_is_its_end(health: Except
         await remote.push(source=None, version=1)
 
 
-def setup(**sync: Any) -> Any:
+def setup(lora: LoraConfig | None = None, **sync: Any) -> Any:
     rollout = SimpleNamespace(request_timeout=1.0)
-    return SimpleNamespace(config=SimpleNamespace(sync=SyncConfig(**sync), rollout=rollout), context=64)
+    model, hardware = SimpleNamespace(lora=lora), Hardware(2, 24.0)
+    config = SimpleNamespace(sync=SyncConfig(**sync), rollout=rollout, model=model)
+    return SimpleNamespace(config=config, context=64, hardware=hardware)
 
 
 def test_the_configuration_chooses_the_push(tmp_path: Path) -> None:
@@ -72,6 +75,19 @@ def test_the_configuration_chooses_the_push(tmp_path: Path) -> None:
     made.connect(setup(backend="nccl", address="10.0.0.1", timeout=7), ["http://a", "http://b"], "key", tmp_path)
     assert made.pusher == NcclPush(made.controls, "10.0.0.1", 7.0, join_group)
     assert [control._http.timeout.read for control in made.controls] == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("sync", ["file", "nccl"])
+def test_adapters_alone_go_beside_either_push_of_the_base(tmp_path: Path, sync: str) -> None:
+    made = object.__new__(RemoteBackend)
+    made.connect(setup(backend=sync), ["http://a"], "key", tmp_path)
+    plain = type(made.pusher)
+    made.connect(setup(LoraConfig(push="adapter"), backend=sync), ["http://a"], "key", tmp_path)
+    assert isinstance(made.pusher, AdapterPush)
+    assert (type(made.pusher.whole), made.pusher.directory) == (plain, tmp_path)
+    for push in ("auto", "merged"):  # there is no GPU
+        made.connect(setup(LoraConfig(push=push), backend=sync), ["http://a"], "key", tmp_path)
+        assert type(made.pusher) is plain
 
 
 async def test_the_end_of_a_back_end_leaves_the_group(tmp_path: Path) -> None:

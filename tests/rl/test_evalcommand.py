@@ -211,12 +211,14 @@ class Server(BaseHTTPRequestHandler):
     """As much of vLLM as the client asks for; every completion is `7` and the stop token."""
 
     seen: list[str] = []  # noqa: RUF012
+    asked: list[str | None] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
-        self._answer({"data": [{"root": self.server.model}]})  # type: ignore[attr-defined]
+        adapters = [{"id": f"ponder-ab-v{n}", "root": "/adapter", "parent": "policy"} for n in self.server.adapters]  # type: ignore[attr-defined]
+        self._answer({"data": [{"id": "policy", "root": self.server.model}, *adapters]})  # type: ignore[attr-defined]
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))).get("model"))
         self.seen.append(self.headers["authorization"])
         content = [{"token_id": i, "logprob": -0.5} for i in (55, 258)]
         choice = {"token_ids": [55, 258], "logprobs": {"content": content}, "finish_reason": "stop"}
@@ -237,7 +239,7 @@ class Server(BaseHTTPRequestHandler):
 def url(model: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.model = model  # type: ignore[attr-defined]
+    server.model, server.adapters = model, [16, 17]  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -255,6 +257,7 @@ def test_a_server_s_url(url: str, model: str, tmp_path: Path, tokenizer: bool) -
     assert (cell["model"], cell["pass@1"], cell["n_problems"]) == (url, 0.75, 4)
     assert cell["outcomes"] == [[0, 1], [1, 1], [1, 1], [1, 1]]
     assert set(Server.seen) == {"Bearer secret"}
+    assert set(Server.asked) == {"ponder-ab-v17"}  # the newest of a run that trains adapters, not its base
 
 
 def test_a_server_that_is_lost_leaves_what_is_done(capsys: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

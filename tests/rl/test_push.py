@@ -86,6 +86,6 @@ async def test_an_update_that_a_killed_learner_left_open_is_ended_first(kind: st
 async def test_a_wrong_label_is_a_fault(kind: str, tmp_path: Path) -> None:
     control = Control([])
     control.label_offset = -1
-    with pytest.raises(Fault, match=r"http://s labels its weights 4 after a push of version 5"):
+    with pytest.raises(Fault, match=r"http://s labels its weights 4 after a push of 5"):
         await pusher(kind, [control], tmp_path).push(SOURCE, 5)
     assert control.log[-1] == "s /resume"

@@ -33,6 +33,7 @@ SHARED = replace(
     TINY,
     model="Qwen/Qwen2.5-1.5B-Instruct",
     dtype="bfloat16",
+    lora_rank=32,
     max_model_len=2136,
     gpu_memory_utilization=0.62,
     gpus=(0,),
