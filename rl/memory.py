@@ -138,12 +138,15 @@ def activation_bytes(shapes: Shapes, tokens: int, dtype: str, *, lora: bool, che
 
 
 def logits_bytes(shapes: Shapes, tokens: int) -> float:
-    """The chunk of logits that exists at once, with its copies, and the head's weights in fp32."""
-    from rl.logprobs import CHUNK_ELEMENTS
+    """The chunk of logits and of probabilities that exists at once, those kept for the backward pass, and the head's
+    weights in fp32 with their gradient."""
+    from rl.logprobs import CHUNK_ELEMENTS, KEPT_ELEMENTS
 
     vocab = shapes.config.vocab_size
-    # five: logits, divided by the temperature, log-softmax, and two for the entropy or the gradients
-    return 4.0 * (5 * min(tokens * vocab, max(CHUNK_ELEMENTS, vocab)) + vocab * shapes.config.hidden_size)
+    everything = tokens * vocab
+    kept = everything if everything <= KEPT_ELEMENTS else 0
+    chunk = min(everything, max(CHUNK_ELEMENTS, vocab))
+    return 4.0 * (2 * chunk + kept + 2 * vocab * shapes.config.hidden_size)
 
 
 def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, float]:

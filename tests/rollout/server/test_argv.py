@@ -35,7 +35,7 @@ SHARED = replace(
     dtype="bfloat16",
     lora_rank=32,
     max_model_len=2136,
-    gpu_memory_utilization=0.62,
+    gpu_memory_utilization=0.6,
     gpus=(0,),
     fp32_head=True,
 )  # of configs/gpu-24gb.yaml: tests/rl/test_plan.py
