@@ -85,8 +85,8 @@ def selftest(config: str, overrides: Overrides = None, as_json: AsJson = False) 
 @app.command("serve", epilog="Example: ponder serve configs/quickstart.yaml server.port=8100")
 def serve(config: str, overrides: Overrides = None) -> None:
     """Run the rollout server alone, for a learner that names it in rollout.servers."""
+    from rl.backend import serve as serve_forever
     from rl.config import load_config
-    from rl.serve import serve as serve_forever
 
     asyncio.run(serve_forever(load_config(config, overrides or [])))
 
@@ -271,7 +271,7 @@ def rewards_check(
     workers: Workers = 2,
 ) -> None:
     """Try a reward on gold answers, near misses, empty, huge and hostile responses; exit 1 where one misbehaves."""
-    from rl.tryout import probe_reward
+    from rl.scoring import probe_reward
 
     spec = _read_spec(reward)
     table, wrong = _in_pool(lambda pool: probe_reward(pool, spec, task, count), workers, time_limit)
@@ -293,7 +293,7 @@ def rewards_rescore(
     as_json: AsJson = False,
 ) -> None:
     """Score a run's stored chains with another reward, and show old and new verdicts side by side."""
-    from rl.tryout import rescore, stored_chains
+    from rl.scoring import rescore, stored_chains
 
     spec, chains = _read_spec(reward), _track(stored_chains(run, steps, limit), "scoring")
     found = _in_pool(lambda pool: rescore(pool, run, spec, chains), workers, time_limit, memory_gb)

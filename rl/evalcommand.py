@@ -24,14 +24,13 @@ from rich.table import Column, Table
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
 from rewards.tasks import Task, is_task, load_task
-from rewards.tasks.base import SPLITS
-from rewards.tasks.mixture import qualified
+from rewards.tasks.base import SPLITS, qualified
 from rewards.types import Problem
 from rl.build import model_context
 from rl.checkpoint import latest_checkpoint
 from rl.exits import Stopped, StopSignal
-from rl.progress import RunProgress
 from rl.rundir import RunDir, open_run, result_file, write_json
+from rl.views import RunProgress
 from rollout.client import ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
 from rollout.control import ServerControl

@@ -16,10 +16,9 @@ from rewards.types import Problem, Split
 from rl.build import Setup
 from rl.evaluation.axes import read_axes, verdicts
 from rl.metrics import means, read_metrics
-from rl.progress import RunProgress
 from rl.rundir import RunDir, command, result_file, versions, write_json
 from rl.scoring import COUNTS, audit_figures
-from rl.views import words
+from rl.views import RunProgress, words
 from rollout.budget import Budgeted
 from rollout.collect import EVAL_STEP, Examiner, Plan, Scorer, collect, gather_all, score_chain
 from rollout.evaluate import at_budget, make_cells, paired_gain, style_of, wilson

@@ -19,9 +19,9 @@ from rl.evaluator import clear_evaluations, write_summary
 from rl.exits import StopSignal
 from rl.loop import Trainer
 from rl.metrics import truncate_metrics
-from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.scoring import FAILED
+from rl.views import RunProgress
 from rollout import store
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from rl.evaluator import VOTES, Evaluator
 from rl.exits import Stopped, StopSignal
 from rl.flops import rollout_flops
 from rl.metrics import MetricsLog, Row, alike, memory_metrics, rollout_metrics, search_metrics, variance_metrics
-from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.scoring import RunScorer
 from rl.sync import ModuleSource
+from rl.views import RunProgress
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect
 from rollout.queue import RolloutQueue

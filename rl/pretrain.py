@@ -17,8 +17,8 @@ from rewards.tasks.countdown import write_trace
 from rl.batch import flatten, pack
 from rl.config import Section
 from rl.model import load_policy, policy_logprobs, save_model
-from rl.progress import RunProgress
 from rl.rundir import command, versions, write_json
+from rl.views import RunProgress
 from rollout.chain import bare_chain, merge
 from rollout.prompt import Template
 from rollout.types import Chain, Completion

@@ -27,9 +27,9 @@ from rl.config import Config, override_config
 from rl.flops import is_adapter
 from rl.learner import Learner
 from rl.memory import count_parameters
-from rl.progress import RunProgress
 from rl.rundir import RunDir
 from rl.sync import ModuleSource
+from rl.views import RunProgress
 from rollout.chain import bare_chain, continue_chain
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect, gather_all

@@ -3,14 +3,13 @@
 from typing import Any
 
 from rewards.errors import BadInput, nearest
-from rewards.tasks.base import Generator, Task, build, check_names, parameters
+from rewards.tasks.base import Generator, Mixture, Task, build, check_names, parameters
 from rewards.tasks.chemistry import Chemistry
 from rewards.tasks.citation import Citation
 from rewards.tasks.constraint import Crossword, Poem
 from rewards.tasks.countdown import Countdown
 from rewards.tasks.gym import PREFIX as GYM
 from rewards.tasks.gym import gym_rows, load_gym
-from rewards.tasks.mixture import Mixture
 from rewards.tasks.rows import PREFIX, read_dataset, read_jsonl
 from rewards.tasks.simple import Arithmetic, Decimals, Letters
 from rewards.types import Problem

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from rewards.errors import BadInput
 from rewards.registry import judge, load_reward
 from rewards.tasks import GENERATORS, base, list_tasks, load_task, source_of
-from rewards.tasks.base import SPLITS, split_of
-from rewards.tasks.mixture import CYCLE, Mixture, shares
+from rewards.tasks.base import CYCLE, SPLITS, Mixture, shares, split_of
 from rewards.tasks.rows import read_jsonl
 
 SPECS = [

@@ -13,9 +13,8 @@ from rewards.tasks import source_of
 from rl.build import prepare
 from rl.config import parse_config
 from rl.evaluator import Evaluator, anatomy, read_cells, read_groups, samples_path, vote_controls, write_changes
-from rl.progress import RunProgress
 from rl.rundir import RunDir, write_json
-from rl.views import words
+from rl.views import RunProgress, words
 from rollout.evaluate import make_cells
 from rollout.store import SampleStore
 from rollout.types import Chain, Group

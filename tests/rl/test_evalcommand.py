@@ -19,7 +19,7 @@ from rewards.errors import BadInput
 from rewards.tasks import load_task
 from rl import evalcommand
 from rl.evalcommand import EvalRequest, parse_request, parse_tasks, worked_examples
-from rl.progress import RunProgress
+from rl.views import RunProgress
 from rollout import store
 from rollout.server.middleware import KEY_VARIABLE
 from rollout.store import EvalStore, read

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from rl import progress
-from rl.progress import RunProgress
+from rl import views
+from rl.views import RunProgress
 
 
 def test_the_time_left_leaves_out_what_came_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(views.time, "monotonic", lambda: now[0])
     line = RunProgress(total=12, done=2)
     now[0] = 1000.0  # a server started, the base was evaluated
     line.chains(1, 256)
