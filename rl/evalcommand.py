@@ -18,8 +18,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, get_args
 
 import httpx
-from rich.console import Console
-from rich.table import Column, Table
 
 from rewards.errors import BadInput, Fault
 from rewards.pool import RewardPool
@@ -30,7 +28,7 @@ from rl.build import model_context
 from rl.checkpoint import latest_checkpoint
 from rl.exits import Stopped, StopSignal
 from rl.rundir import RunDir, open_run, result_file, write_json
-from rl.views import RunProgress
+from rl.views import RunProgress, words
 from rollout.client import ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
 from rollout.control import ServerControl
@@ -123,18 +121,7 @@ def run_eval(request: EvalRequest) -> None:
     result = result_file(cells)
     if out is not None:
         write_json(out, result)
-    if request.as_json:
-        print(json.dumps(result, indent=1))
-        return
-    names = ["prompt", "budget", "pass@1", "95 % interval", "pass@k", "tokens", "truncated", "unparsed", "forced"]
-    table = Table(Column("task", overflow="fold"), *names)
-    for cell in cells:
-        budget = "no cap" if cell["budget"] is None else str(cell["budget"])
-        accuracy = [f"{cell['pass@1']:.3f}", "{:.3f} to {:.3f}".format(*cell["ci95"])]
-        accuracy.append("  ".join(f"{k}: {value:.3f}" for k, value in cell["pass@k"].items()))
-        shares = [f"{cell[share]:.0%}" for share in ("truncated", "unparsed", "forced_closed")]
-        table.add_row(cell["task"], cell["prompt"], budget, *accuracy, f"{cell['tokens_mean']:.0f}", *shares)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)  # room for it in a file or a pipe
+    print(json.dumps(result, indent=1) if request.as_json else words("evaluation", cells).rstrip("\n"))
 
 
 def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> tuple[list[Question], dict[str, str]]:

@@ -1,4 +1,5 @@
-"""Start or resume a run: checks first, then the heavy parts, then the loop, then everything reaped."""
+"""Start or resume a run: checks first, then the heavy parts, then the loop, then everything reaped.
+Or the checks alone, and what would run, and where."""
 
 import asyncio
 import contextlib
@@ -6,23 +7,27 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rewards.errors import BadInput
 from rewards.gold import VERIFIERS, first_problems, score_gold, skip_bad_rows
 from rewards.pool import RewardPool
+from rewards.types import Prompt
 from rl.backend import Backend, choose_backend
-from rl.build import Setup, build_learner, prepare
+from rl.build import Setup, build_learner, examine, prepare
 from rl.checkpoint import Checkpoint, latest_checkpoint, remove_after
 from rl.config import Config
 from rl.evaluator import clear_evaluations, write_summary
 from rl.exits import StopSignal
 from rl.loop import Trainer
+from rl.memory import Shapes, place
 from rl.metrics import truncate_metrics
 from rl.rundir import RunDir
 from rl.scoring import FAILED
-from rl.views import RunProgress
+from rl.views import RunProgress, words
 from rollout import store
+from rollout.prompt import Template
+from rollout.server.hardware import probe, stated_hardware
 
 if TYPE_CHECKING:
     from rl.learner import Learner
@@ -118,3 +123,31 @@ async def check_gold(setup: Setup, pool: RewardPool) -> None:
             f"{'; '.join(map(str, rows[:NAMED]))}"
         )
     say(f"gold answers of {len(found)} problems scored, {len(found) - len(bad)} are correct", *bad[:NAMED])
+
+
+def print_plan(config: Config) -> None:
+    """`--dry-run`: check everything that can be checked without starting anything, and say what would run, and where:
+    on this machine, or on the one that `hardware` states. Raises BadInput where something is wrong or doesn't fit.
+    A hub's name in `model.path` is enough: see shapes_path."""
+    hardware = stated_hardware(probe(), config.hardware.gpus, config.hardware.gpu_memory_gb)
+    model, template = config.model, cast(Template, ByteCount(config.model.system_prompt or ""))
+    if local := Path(model.path).is_dir():
+        template = Template.load(model.path, think=model.think, system_prompt=model.system_prompt)
+    setup = examine(config, hardware, template)
+    placement = place(config, hardware, setup.context)
+    print(words("plan", setup, Shapes.of(config), placement, local), end="")
+    placement.check()
+
+
+class ByteCount:
+    """In place of a tokenizer that is not here: a token for each byte, more than any byte-level tokenizer makes."""
+
+    close_ids = ()  # counted in `encode`
+
+    def __init__(self, system_prompt: str) -> None:
+        self.system_prompt = system_prompt
+
+    def encode(self, prompt: Prompt, *how: Any) -> list[int]:
+        """As many ids as the prompt may have at most, and 64 for a chat template and a forced close."""
+        text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
+        return [0] * (len((self.system_prompt + text).encode()) + 64)

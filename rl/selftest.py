@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from rewards.errors import Fault
@@ -29,7 +27,7 @@ from rl.learner import Learner
 from rl.memory import count_parameters
 from rl.rundir import RunDir
 from rl.sync import ModuleSource
-from rl.views import RunProgress
+from rl.views import RunProgress, words
 from rollout.chain import bare_chain, continue_chain
 from rollout.client import ServerDown
 from rollout.collect import Examiner, collect, gather_all
@@ -71,27 +69,12 @@ def run_selftest(config: Config, as_json: bool = False) -> bool:
     setup = widen(prepare(config))
     with tempfile.TemporaryDirectory(prefix="ponder-selftest-") as scratch:
         selftest = asyncio.run(_run(setup, RunDir(Path(scratch))))
-    report, bound = selftest.report, f"at most {selftest.bound:.0e}"
+    report = selftest.report
     if as_json:
         print(json.dumps(asdict(report) | {"ok": not report.reasons}, indent=1))
-        return not report.reasons
-    table = Table("check", "figure", "wanted")
-    table.caption = f"* mean |server - learner| in nats at T = {TEMPERATURES[0]} and {TEMPERATURES[1]}"
-    for when, gaps in report.gaps.items():
-        for kind, figures in gaps.items():
-            table.add_row(f"{when} a push, {kind} prompts *", ", ".join(f"{gap:.1e}" for gap in figures), bound)
-    table.add_row("a change that is not pushed is seen", str(report.unpushed_seen), "True")
-    if report.modules:
-        each = f"a push that changes one adapted layer alone, each of {len(report.modules)}"
-        table.add_row(each, f"{worst(report.modules.values()):.1e}", bound)
-    most = f"at most {config.mismatch_bound:.0e}"
-    table.add_row("mismatch_kl/fresh on the run's chains", f"{report.mismatch:.1e}", most)
-    table.add_row("largest ratio at learning rate 0", f"{report.ratio_max:.7f}", "1")
-    table.add_row("stop ids honoured and complete", str(report.stop_ids), "True")
-    console = Console()
-    console.print(table)
-    for reason in report.reasons:
-        console.print(f"failed: {reason}", highlight=False)
+    else:
+        lost = worst(report.modules.values()) if report.modules else None
+        print(words("selftest", report, lost, selftest.bound, config.mismatch_bound, TEMPERATURES), end="")
     return not report.reasons
 
 

@@ -43,7 +43,7 @@ def train(
     if print_config:
         sys.stdout.write(dump_config(settings))
     elif dry_run:
-        from rl.plan import print_plan
+        from rl.launch import print_plan
 
         print_plan(settings)
     else:

@@ -18,8 +18,10 @@ PLAIN_EVERY = 10.0  # seconds between the lines of an evaluation where there is 
 
 def words(view: str, *data: Any) -> str:
     """A macro of views.j2, filled in."""
-    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
-    environment = jinja2.Environment(loader=loader, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"],
+    )  # fmt: skip
     return str(getattr(environment.get_template("views.j2").module, view)(*data))
 
 

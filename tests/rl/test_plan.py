@@ -14,7 +14,7 @@ from rl.build import examine
 from rl.cli import app
 from rl.config import load_config
 from rl.exits import run_command
-from rl.plan import ByteCount
+from rl.launch import ByteCount
 from rollout.prompt import Template
 from rollout.server.hardware import probe, stated_hardware
 from tests.models import byte_tokenizer
