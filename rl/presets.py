@@ -66,9 +66,7 @@ def resolve_objective(algorithm: str, overrides: ObjectiveConfig, group_size: in
     if (objective.kl_place, objective.kl_estimator) == ("loss", "k1"):
         raise BadInput("objective.kl_estimator=k1 in the loss has no gradient on average; use k2, k3, or the reward")
     if group_size < 2 and objective.advantage not in GROUPLESS:
-        raise BadInput(
-            f"rollout.group_size={group_size}: {objective.advantage} compares chains of a group; use 2 or more"
-        )
+        raise BadInput(f"rollout.group_size={group_size} is too few for {objective.advantage}; use 2 or more")
     if objective.reference_reset and (lora or not objective.needs_reference):
         raise BadInput("objective.reference_reset needs objective.kl_weight above 0, and a reference beside no adapter")
     find("loss", objective.loss)
@@ -86,7 +84,9 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     if ":" not in name and name not in known:
         raise BadInput(f"{where} is unknown; {nearest(name, known)} (or one's own: module:function, path.py:function)")
     try:
-        return known[name] if name in known else import_function(name, where)
+        if callable(found := known[name] if name in known else import_function(name, where)):
+            return found
+        raise BadInput(f"{where} is {found!r}, no function")
     except BadInput:
         raise
     except Exception as error:  # whatever a module of one's own makes it raise

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from rewards.errors import Fault
 from rl.batch import build_batch, flatten, pack, split_minibatches
+from rollout.types import Chain, Group
 from tests.rl.chains import make_chain, make_group, random_groups
 
 PAD = EOS = 0
@@ -93,3 +95,62 @@ def test_packing_loses_and_doubles_nothing(seed: int, budget: int) -> None:
         ids, at = micro.input_ids[0], micro.predictors
         assert ids[at + 1].tolist() == batch.targets[micro.rows].tolist()
         assert micro.position_ids[0][at + 1].tolist() == batch.indices[micro.rows].tolist()
+
+
+def rewards_of(groups: list[Group], **rules: Any) -> list[float]:
+    return build_batch(groups, 0, **rules).rewards.tolist()
+
+
+def ended(chain: Chain, reason: Any) -> Chain:
+    return replace(chain, finish_reason=reason)
+
+
+def test_a_partial_rollout_is_no_episode() -> None:
+    """What was broken off in the middle (for a push) leaves, scored or not; what the length cap cut is an end."""
+    right, wrong = make_chain([1, 2], 1, value=1.0), make_chain([1, 3], 1)
+    group = make_group([right, ended(wrong, "abort"), ended(wrong, "length"), ended(right, "error")])
+    batch = build_batch([group], 0)
+    assert batch.rewards.tolist() == [1.0, 0.0]
+    assert batch.targets.tolist() == [2, 3]
+    assert batch.dropped == 0
+    assert build_batch([make_group([right, ended(wrong, "abort")])], 0).dropped == 1  # the other is alone now
+    assert build_batch([make_group([right, ended(wrong, "abort")])], 0, company=1).rewards.tolist() == [1.0]
+
+
+def test_overlong_chains_are_punished_softly_or_left_out() -> None:
+    """A cap of 10: the last fifth begins at 8. A chain's length is what it sampled, not what was inserted."""
+    chains = [make_chain([1, *range(2, 2 + n)], 1, value=1.0) for n in (8, 9, 10)]
+    padded = make_chain([1, *range(2, 12)], 1, value=1.0, inserted=(1, 2))  # ten tokens, eight of them sampled
+    cut = [*chains[:2], ended(chains[2], "length"), padded]
+    groups = [make_group(cut)]
+    assert rewards_of(groups, overlong="none", max_tokens=10) == [1.0, 1.0, 1.0, 1.0]
+    assert rewards_of(groups, overlong="soft", max_tokens=10) == [1.0, 0.5, 0.0, 1.0]
+    left = build_batch(groups, 0, overlong="filter", max_tokens=10)
+    assert (left.rewards.tolist(), left.dropped) == ([1.0, 1.0, 1.0], 1)
+
+
+def test_groups_without_variance_go_where_that_is_wanted() -> None:
+    """0.1 + 0.2 is 0.3 here. Soft punishment can bring variance into a group of equal scores."""
+    mixed, flat = ([make_chain([1, 2], 1, value=v) for v in values] for values in ((0.0, 1.0), (0.1 + 0.2, 0.3)))
+    groups = [make_group(mixed), make_group(flat)]
+    for rule, want in (("keep", [0.0, 1.0, 0.1 + 0.2, 0.3]), ("drop", [0.0, 1.0]), ("replace", [0.0, 1.0])):
+        batch = build_batch(groups, 0, no_variance=rule)
+        assert (batch.rewards.tolist(), batch.no_variance, batch.dropped) == (want, 1, 0)
+    late = make_group([make_chain([1, *range(2, 2 + n)], 1, value=1.0) for n in (3, 10)])
+    assert rewards_of([late], no_variance="drop") == []
+    assert rewards_of([late], no_variance="drop", overlong="soft", max_tokens=10) == [1.0, 0.0]
+
+
+def test_parts_of_a_composed_reward_have_a_column_each() -> None:
+    """As they came, not weighed; a part that a chain lacks is 0; the punishment is a part of its own."""
+
+    def composed(n: int, **parts: float) -> Chain:
+        chain = make_chain([1, *range(2, 2 + n)], 1, value=sum(parts.values()))
+        assert chain.score is not None
+        return replace(chain, score=replace(chain.score, parts=parts))
+
+    group = make_group([composed(2, right=1.0, short=0.5), composed(10, right=1.0)])
+    assert build_batch([group], 0, parts=["right", "short"]).parts.tolist() == [[1.0, 0.5], [1.0, 0.0]]
+    batch = build_batch([group], 0, parts=["right", "short"], overlong="soft", max_tokens=10)
+    assert batch.parts.tolist() == [[1.0, 0.5, 0.0], [1.0, 0.0, -1.0]]
+    assert build_batch([group], 0, overlong="soft", max_tokens=10).parts.tolist() == [[1.5, 0.0], [1.0, -1.0]]
