@@ -249,8 +249,10 @@ def test_an_advantage_of_ones_own_may_be_a_chains_or_a_tokens() -> None:
 
 # --- mixtures of experts
 
-EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-           "output_router_logits": True}  # fmt: skip
+EXPERTS: dict[str, Any] = {
+    "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+    "output_router_logits": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe"])
