@@ -1,7 +1,7 @@
 """Advantage estimators: what was rewarded -> an advantage for each chain, [S], or for each trained token, [N].
 Chains without a reward are gone before: S = chains, N = their sampled tokens, chain after chain; all in float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ class Outcome:
     sequence_ids: Tensor  # [N] int64, ascending
     penalties: Tensor  # [N], taken off the reward; zeros unless objective.kl_place is `reward`
     parts: Tensor  # [S, P], the rewards that a composed reward is made of; its own value where it has no parts
+    part_weights: Sequence[float] = ()  # of the first parts; the others weigh 1
     values: Tensor | None = None  # [N], the critic's, of the state before each token
     gamma: float = 1.0
     lam: float = 1.0
@@ -51,7 +52,7 @@ Estimator: TypeAlias = Callable[[Outcome], Tensor]
 
 
 def group_norm(outcome: Outcome, epsilon: float = 1e-4) -> Tensor:
-    """(reward - group mean) / (group std + epsilon), ddof 1, [S]; Shao et al. 2024, "DeepSeekMath", eq. 3."""
+    """(reward - group mean) / (group std + epsilon), ddof 1, [S]; Shao et al. 2024, "DeepSeekMath", section 4.1.2."""
     centred, _, std, _ = outcome.centre(outcome.net())
     return centred / (std + epsilon)
 
@@ -62,7 +63,7 @@ def group_mean(outcome: Outcome) -> Tensor:
 
 
 def group_mean_batch_std(outcome: Outcome, epsilon: float = 1e-4) -> Tensor:
-    """(reward - group mean) / (their std over the batch + epsilon), [S]; Khatri et al. 2025, "ScaleRL", section 3.2."""
+    """(reward - group mean) / (their std over the batch + epsilon), [S]; Khatri et al. 2025, "ScaleRL", section 4."""
     centred = group_mean(outcome)
     return centred / (deviation(centred) + epsilon)
 
@@ -74,23 +75,23 @@ def leave_one_out(outcome: Outcome) -> Tensor:
 
 
 def mean_norm(outcome: Outcome, epsilon: float = 1e-4) -> Tensor:
-    """(reward - group mean) / (group mean + epsilon), [S], for rewards >= 0: hard problems weigh 1 / pass rate;
-    Tajwar et al. 2026, "Maximum likelihood reinforcement learning" (MaxRL), eq. 10."""
+    """(reward - group mean) / (group mean + epsilon), [S], for rewards >= 0: hard problems weigh 1 / pass rate; 0 where
+    the mean is not above epsilon; Tajwar et al. 2026, "Maximum likelihood reinforcement learning" (MaxRL), eq. 10."""
     centred, mean, _, _ = outcome.centre(outcome.net())
-    return centred / (mean.clamp(min=0) + epsilon)
+    return masked(centred / (mean + epsilon), mean > epsilon)
 
 
 def parts_norm(outcome: Outcome, epsilon: float = 1e-4) -> Tensor:
-    """Sum of the group_norms of each part of a composed reward, then normed over the batch, [S]; Liu et al. 2026,
-    "GDPO", eq. 4 and 6. A KL penalty in the reward is one part more."""
-    parts = [*outcome.parts.T, *([outcome.net() - outcome.rewards] if outcome.penalties.any() else [])]
-    normed = [centred / (std + epsilon) for centred, _, std, _ in map(outcome.centre, parts)]
-    summed = torch.stack(normed).sum(0)
-    return (summed - summed.mean()) / (deviation(summed) + epsilon)
+    """Weighted sum of the group_norms of each part of a composed reward, over its std in the batch, [S]; Liu et al.
+    2026, "GDPO", eq. 4 to 6. A KL penalty in the reward comes off the sum as it is, or its weight would cancel."""
+    normed = [centred / (std + epsilon) for centred, _, std, _ in map(outcome.centre, outcome.parts.T)]
+    weights = outcome.rewards.new_tensor([*outcome.part_weights, *[1.0] * len(normed)])[: len(normed)]
+    summed = weights @ torch.stack(normed) + outcome.centre(outcome.net() - outcome.rewards)[0]
+    return summed / (deviation(summed) + epsilon)
 
 
 def global_norm(outcome: Outcome, epsilon: float = 1e-8) -> Tensor:
-    """Rewards still to come at each token, normed over all tokens, [N]; Hu 2025, "REINFORCE++", eq. 5 and 6."""
+    """Rewards still to come at each token, normed over all tokens, [N]; Hu et al. 2025, "REINFORCE++", eq. 8 to 10."""
     return whiten(gae(outcome), epsilon)
 
 

@@ -67,12 +67,12 @@ def build_batch(
     no_variance: str = "keep",
     overlong: str = "none",
     max_tokens: int = 0,
-    parts: Sequence[tuple[str, float]] = (),
+    parts: Sequence[str] = (),
 ) -> TrainBatch:
     """Training rows of one step's chains. Those without a reward leave (error, skipped; a partial rollout, which is
     no episode; with overlong `filter` what the cap cut), then groups with fewer than `company` left and, unless
     `no_variance` is keep, those whose rewards are equal. Overlong `soft` takes up to 1 off over the last fifth of
-    `max_tokens`. `parts` are (name, weight) of the rewards that make up a composed one."""
+    `max_tokens`. `parts` names the rewards that make up a composed one."""
     kept: list[tuple[Chain, int, list[float]]] = []
     dropped = flat = 0
     for group_id, group in enumerate(groups):
@@ -84,7 +84,7 @@ def build_batch(
             dropped += cut
             if not cut:
                 late = soft_overlong(chain.sampled_count, max_tokens, max_tokens // 5) if overlong == "soft" else 0.0
-                shares = [weight * score.parts.get(name, 0.0) for name, weight in parts] or [score.value]
+                shares = [score.parts.get(name, 0.0) for name in parts] or [score.value]
                 found.append((chain, group_id, [score.value + late, *shares, *([late] if overlong == "soft" else [])]))
         same = len(found) > 1 and float(torch.tensor([v[0] for *_, v in found], dtype=torch.float64).std()) < MIN_STD
         flat += same

@@ -46,6 +46,7 @@ class StepState:
     ref: Tensor | None  # logprobs of the reference
     advantages: Tensor  # zeros until they are estimated
     weights: Tensor  # float64, each row's share in its minibatch's loss
+    kl_term: bool = False  # whether the loss has a KL to the reference
     ratio_max: float = 0.0  # the largest current / old that a trained token had
     tally: Any = field(default_factory=Counter)  # sums over micro-batches by name, tensors on their device
 
@@ -53,7 +54,7 @@ class StepState:
         """Whether some chains can move the weights: a KL term, or an advantage that is not zero."""
         rows = self.batch.rows_of(part)
         rows = rows[self.mask[rows]]
-        return bool(self.advantages[rows].any()) or (self.ref is not None and len(rows) > 0)
+        return bool(self.advantages[rows].any()) or (self.kl_term and len(rows) > 0)
 
 
 class Learner:
@@ -80,7 +81,7 @@ class Learner:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(train.threads or cores or 1)
         self.objective, self.train, self.temperature = objective, train, temperature
-        self.max_tokens, self.part_weights = max_tokens, part_weights
+        self.max_tokens, self.part_weights = max_tokens, dict(part_weights)
         self.loss, self.estimator = find("loss", objective.loss), find("advantage", objective.advantage)
         self.total_updates = total_steps * train.epochs * train.minibatches
         self.accelerator = Accelerator(
@@ -111,7 +112,7 @@ class Learner:
         Raises Fault after MAX_NONFINITE optimizer steps in a row without a finite loss and gradient."""
         start = time.perf_counter()
         wanted, company = self.objective, 1 if self.objective.advantage in GROUPLESS else 2
-        rules = (company, wanted.no_variance, wanted.overlong, self.max_tokens, self.part_weights)
+        rules = (company, wanted.no_variance, wanted.overlong, self.max_tokens, list(self.part_weights))
         state = self.prepare(build_batch(groups, version, *rules))
         parts = split_minibatches(state.batch, self.train.minibatches)
         free: Sequence[int] = []
@@ -183,7 +184,8 @@ class Learner:
         old, entropy, ref = torch.full((3, len(batch.targets)), math.nan, dtype=dtype, device=batch.targets.device)
         mask = torch.isfinite(batch.sampler_logprobs)  # what the sampler can't vouch for is not trained
         ref, zeros = None if self.reference is None else ref, torch.zeros_like(old)
-        return StepState(batch, mask, old, entropy, ref, zeros, zeros.double())
+        kl_term = ref is not None and not self.objective.kl_in_reward
+        return StepState(batch, mask, old, entropy, ref, zeros, zeros.double(), kl_term)
 
     def estimate(self, state: StepState) -> None:
         """Fill in the advantages. With the KL in the reward the old and the reference's logprobs must be there."""
@@ -193,9 +195,9 @@ class Learner:
             kl = ESTIMATORS[wanted.kl_estimator or "k1"](state.old, state.ref)
             penalties = masked(wanted.kl_weight * kl.double(), state.mask)
         outcome = Outcome(batch.rewards, batch.group_ids, batch.sequence_ids, penalties, batch.parts,
-                          gamma=wanted.gamma, lam=wanted.lam)  # fmt: skip
+                          list(self.part_weights.values()), gamma=wanted.gamma, lam=wanted.lam)  # fmt: skip
         found = self.estimator(outcome)
-        if len(found) not in (len(batch.rewards), len(batch.targets)) or not bool(torch.isfinite(found).all()):
+        if found.shape not in (batch.rewards.shape, batch.targets.shape) or not bool(torch.isfinite(found).all()):
             raise Fault(f"objective.advantage={wanted.advantage} must give finite numbers, one a chain or one a token")
         state.advantages = (found if len(found) == len(batch.targets) else found[batch.sequence_ids]).to(state.old)
 
@@ -231,7 +233,7 @@ class Learner:
         state.tally.update(loss=policy_loss.detach(), **diagnose(ratio, clipped, tokens.mask))
         state.tally.update({f"correction/{name}": value for name, value in correction.metrics.items()})
         state.ratio_max = max(state.ratio_max, float(masked(ratio.exp(), tokens.mask).max()))
-        if state.ref is None or wanted.kl_in_reward:
+        if state.ref is None or not state.kl_term:
             return policy_loss
         kl = ESTIMATORS[wanted.kl_estimator or "k3"](logprobs, state.ref[rows])
         return policy_loss + wanted.kl_weight * aggregate(kl * ratio.exp(), weights)  # the tokens are of the old policy

@@ -62,13 +62,13 @@ def clip_loss(tokens: Tokens, low: float, high: float) -> LossResult:
 
 
 def gspo_loss(tokens: Tokens, low: float, high: float) -> LossResult:
-    """The clip loss with one ratio a chain, exp(mean log ratio over its tokens); Zheng et al. 2025, "GSPO", eq. 5."""
+    """The clip loss with one ratio a chain, exp(its mean log ratio); Zheng et al. 2025, "GSPO", eq. 5 and 7."""
     return _clip(tokens.sequence_mean(tokens.log_ratio).exp(), tokens.pull, low, high)
 
 
 def cispo_loss(tokens: Tokens, low: float, high: float) -> LossResult:
     """-min(ratio, 1 + high) A log p, the weight detached, so that every token keeps a gradient; MiniMax 2025,
-    "MiniMax-M1", eq. 4. `low` is not used: the paper leaves the lower bound open."""
+    "MiniMax-M1", eq. 4 and 5. `low` is not used: the paper leaves the lower bound open."""
     ratio = tokens.log_ratio.detach().exp()
     losses = -ratio.clamp(max=1 + high) * tokens.pull * masked(upcast(tokens.current), tokens.mask)
     return losses, ratio > 1 + high
@@ -90,7 +90,7 @@ def dppo_loss(tokens: Tokens, low: float, high: float) -> LossResult:
 
 def sapo_loss(tokens: Tokens, low: float, high: float) -> LossResult:
     """-4/tau sigmoid(tau (ratio - 1)) A: a soft gate instead of a bound, tau 1 for A > 0, else 1.05; Gao et al. 2025,
-    "SAPO", eq. 6. Both bounds are not used."""
+    "SAPO", eq. 5 and 6. Both bounds are not used."""
     up, down = SAPO_TEMPERATURES
     tau = torch.where(tokens.pull > 0, up, down).to(tokens.pull.dtype)
     return -torch.sigmoid(tau * (tokens.log_ratio.exp() - 1)) * 4 / tau * tokens.pull, torch.zeros_like(tokens.mask)
@@ -127,18 +127,15 @@ def token_weights(mode: str, mask: Tensor, sequence_ids: Tensor, group_ids: Tens
 
     if mode not in AGGREGATIONS:
         raise ValueError(f"aggregation mode {mode!r} is none of {', '.join(AGGREGATIONS)}")
-    if mode == "token_mean":
-        return tokens / tokens.sum().clamp(min=1)
     (own, chains), (shared, problems) = tally(sequence_ids), tally(group_ids)
-    return (
-        tokens
-        / {
-            "sequence_mean": own * chains,
-            "sequence_sum": chains,
-            "fixed_length": chains * max_tokens,
-            "prompt_mean": shared * problems,
-        }[mode]
-    )
+    shares = {
+        "sequence_mean": own * chains,
+        "token_mean": tokens.sum().clamp(min=1),
+        "sequence_sum": chains,
+        "fixed_length": chains * max_tokens,
+        "prompt_mean": shared * problems,
+    }
+    return tokens / shares[mode]
 
 
 def aggregate(token_values: Tensor, weights: Tensor) -> Tensor:
