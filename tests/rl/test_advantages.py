@@ -24,14 +24,18 @@ from rl.advantages import (
 )
 
 
-def outcome(rewards: list[float], groups: list[int], parts: list[list[float]] | None = None, **more: object) -> Outcome:
-    """Chains of one token each, without penalties unless they are given."""
-    values = torch.tensor(rewards, dtype=torch.float64)
-    ids = torch.arange(len(rewards))
+def outcome(
+    rewards: list[float],
+    groups: list[int],
+    parts: list[list[float]] | None = None,
+    part_weights: list[float] | None = None,
+    penalties: list[float] | None = None,
+) -> Outcome:
+    """Chains of one token each."""
+    values = float64(rewards)
     columns = values[:, None] if parts is None else torch.tensor(parts, dtype=torch.float64)
-    return Outcome(
-        values, torch.tensor(groups), ids, **({"penalties": torch.zeros_like(values), "parts": columns} | more)
-    )
+    taken = torch.zeros_like(values) if penalties is None else float64(penalties)
+    return Outcome(values, torch.tensor(groups), torch.arange(len(rewards)), taken, columns, part_weights or ())
 
 
 def float64(values: list[float]) -> Tensor:
@@ -236,13 +240,12 @@ def test_weights_of_parts_do_not_cancel() -> None:
 
 def test_a_penalty_comes_off_the_reward_and_off_the_parts() -> None:
     """A KL of 0.5 on the first chain's token: as if its reward were less; for parts_norm with its own size."""
-    penalty = {"penalties": float64([0.5, 0.0, 0.0])}
     for name in SLOW:
-        got = ADVANTAGES[name](outcome([1.0, 0.0, 1.0], [0] * 3, **penalty))
+        got = ADVANTAGES[name](outcome([1.0, 0.0, 1.0], [0] * 3, penalties=[0.5, 0.0, 0.0]))
         torch.testing.assert_close(got, ADVANTAGES[name](outcome([0.5, 0.0, 1.0], [0] * 3)))
     sizes = []
     for size in (1e-3, 1e-1):
-        got = parts_norm(outcome([1.0, 0.0, 1.0], [0] * 3, penalties=float64([size, 0.0, 0.0])))
+        got = parts_norm(outcome([1.0, 0.0, 1.0], [0] * 3, penalties=[size, 0.0, 0.0]))
         sizes.append(float(got[2] - got[0]))
     assert 0 < sizes[0] < sizes[1] / 20  # the weight of the KL counts
 

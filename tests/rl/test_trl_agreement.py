@@ -107,8 +107,8 @@ def assert_agree(got: Any, want: Any) -> None:
 @pytest.mark.parametrize("old", [CURRENT, OLD], ids=["on policy", "off policy"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_agrees_with_trl(compute_loss: Any, case: tuple[str, str, str, float, float], old: Tensor) -> None:
-    algorithm, *settings = case
-    assert_agree(our_loss(algorithm, 0.0, old), trl_loss(compute_loss, *settings, 0.0, old))
+    algorithm, kind, level, low, high = case
+    assert_agree(our_loss(algorithm, 0.0, old), trl_loss(compute_loss, kind, level, low, high, 0.0, old))
 
 
 def test_agrees_with_trl_on_a_kl_term(compute_loss: Any) -> None:
