@@ -32,7 +32,7 @@ def test_it_is_short() -> None:
 
 
 def test_its_loss_by_hand() -> None:
-    """Ratio 2, advantage 1, bound 0.2: -2 + ln(2)^2 / 0.4; at ratio 1 the gradient is -A; what is masked is not there."""
+    """Ratio 2, advantage 1, bound 0.2: -2 + ln(2)^2 / 0.4; at ratio 1 the gradient is -A."""
     current = torch.tensor([math.log(0.5), -1.0, math.nan], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([math.log(0.25), -1.0, -1.0], dtype=torch.float64)
     mask = torch.tensor([True, True, False])
@@ -46,8 +46,8 @@ def test_its_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("more", [[], [f"objective.advantage={OWN}:advantage"]])
 def test_it_trains_as_it_is_configured(tmp_path: Path, more: list[str]) -> None:
-    settings = ["sampler=transformers", "rollout.problems=4", "rollout.group_size=4", "train.steps=1", "train.threads=1",
-                "rewards.workers=1", f"run.dir={tmp_path}"]  # fmt: skip
+    small = ["rollout.problems=4", "rollout.group_size=4", "train.steps=1", "train.threads=1", "rewards.workers=1"]
+    settings = ["sampler=transformers", f"run.dir={tmp_path}", *small]
     config: Any = override_config(load_config(ROOT / "examples/own_loss/config.yaml"), [*settings, *more])
     assert objective_of(config).loss == f"{OWN}:loss"
     run = run_once(config)
