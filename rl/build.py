@@ -125,8 +125,9 @@ def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
         policy, _ = load_policy(model.path, model.dtype, seed)
         reference = twin(policy) if objective.needs_reference else None
         add_adapter(policy, model.lora, seed, model.path, checkpoint)
+    critic = (load_policy(model.path, "float32", seed)[0], config.critic) if objective.needs_critic else None
     return Learner(
         policy, objective, config.train, temperature=config.rollout.temperature, total_steps=config.train.steps,
-        max_tokens=config.rollout.max_tokens, reference=reference, dtype=model.dtype,
+        max_tokens=config.rollout.max_tokens, reference=reference, critic=critic, dtype=model.dtype,
         part_weights=[(name, float(part.get("weight", 1.0))) for name, part in parts.items()],
     )  # fmt: skip

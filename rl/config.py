@@ -136,6 +136,15 @@ class TrainConfig(Section):
     threads: int | None = Field(None, ge=1)
 
 
+class CriticConfig(Section):
+    """The critic, where the objective needs one (ppo): a second model, begun from `model.path`, all of it trained."""
+
+    learning_rate: float = Field(1e-5, ge=0, description="Learning rate of its own AdamW; constant.")
+    warmup_steps: int = Field(0, ge=0)
+    """Steps at the start of a run in which the critic learns and the policy stays as it is."""
+    clip: float = Field(0.2, gt=0, description="How far a step's loss draws a value, in the reward's units.")
+
+
 class RewardsConfig(Section):
     """The worker pool that scores chains."""
 
@@ -204,6 +213,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     server: ServerConfig = ServerConfig()
     train: TrainConfig = TrainConfig()
+    critic: CriticConfig = CriticConfig()
     rewards: RewardsConfig = RewardsConfig()
     budget: BudgetConfig = BudgetConfig()
     pipeline: PipelineConfig = PipelineConfig()

@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.errors import Fault
-from rl.advantages import Outcome
+from rl.advantages import Outcome, whiten
 from rl.batch import MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
-from rl.config import TrainConfig
+from rl.config import CriticConfig, TrainConfig
 from rl.correction import correct
+from rl.critic import Critic
 from rl.flops import ModelShape, forward_flops, measure_peak_gflops, training_flops
 from rl.kl import ESTIMATORS, k3
 from rl.losses import Tokens, aggregate, diagnose, masked, token_weights
@@ -46,15 +47,18 @@ class StepState:
     ref: Tensor | None  # logprobs of the reference
     advantages: Tensor  # zeros until they are estimated
     weights: Tensor  # float64, each row's share in its minibatch's loss
+    values: Tensor  # the critic's, at the start of the batch
+    returns: Tensor  # what they should have been
     kl_term: bool = False  # whether the loss has a KL to the reference
+    frozen: bool = False  # whether the critic alone learns
     ratio_max: float = 0.0  # the largest current / old that a trained token had
     tally: Any = field(default_factory=Counter)  # sums over micro-batches by name, tensors on their device
 
     def has_signal(self, part: Sequence[int]) -> bool:
-        """Whether some chains can move the weights: a KL term, or an advantage that is not zero."""
+        """Whether some chains can move the policy: a KL term, or an advantage that is not zero."""
         rows = self.batch.rows_of(part)
         rows = rows[self.mask[rows]]
-        return bool(self.advantages[rows].any()) or (self.kl_term and len(rows) > 0)
+        return not self.frozen and (bool(self.advantages[rows].any()) or (self.kl_term and len(rows) > 0))
 
 
 class Learner:
@@ -70,14 +74,18 @@ class Learner:
         total_steps: int,
         max_tokens: int = 1,
         reference: PreTrainedModel | None = None,
+        critic: tuple[PreTrainedModel, CriticConfig] | None = None,
         part_weights: Sequence[tuple[str, float]] = (),
         dtype: str = "float32",
     ) -> None:
-        """`total_steps` is the whole run's, for the decay; `reference` is needed where the objective has a KL term;
-        `max_tokens` is the cap of a chain, `part_weights` (name, weight) of the parts of a composed reward.
+        """`total_steps` is the whole run's, for the decay; `reference` is needed where the objective has a KL term,
+        `critic`, the model that it begins from, where advantages are against values; `max_tokens` is the cap of a
+        chain, `part_weights` (name, weight) of the parts of a composed reward.
         With dtype bfloat16 the policy's trained parameters are given in fp32 and it computes under autocast."""
         if objective.needs_reference and reference is None:
             raise ValueError("objective.kl_weight > 0 needs a reference model")
+        if objective.needs_critic and critic is None:
+            raise ValueError("objective.advantage=gae needs a critic")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(train.threads or cores or 1)
         self.objective, self.train, self.temperature = objective, train, temperature
@@ -89,13 +97,17 @@ class Learner:
         )
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        self.trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
-        parameters = [p for _, p in self.trained]
+        named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+        parameters = [p for _, p in named]
         optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.policy, self.optimizer = self.accelerator.prepare(policy.train(), optimizer)
         self.reference = reference
         if reference is not None:
             reference.to(self.accelerator.device).eval().requires_grad_(False)
+        self.critic = Critic(*critic, train, self.accelerator) if critic else None
+        self.trained = [(*each, self.optimizer) for each in named] + (self.critic.trained if self.critic else [])
+        warmup = critic[1].warmup_steps if critic else 0
+        self.held_updates = warmup * train.epochs * train.minibatches  # of the policy, until the critic is warm
         self.shape = ModelShape.of(policy)
         self.updates_due = 0  # optimizer steps that the schedule has seen, skipped ones included
         self.nonfinite_in_a_row = 0
@@ -116,6 +128,9 @@ class Learner:
         state = self.prepare(build_batch(groups, version, *rules))
         parts = split_minibatches(state.batch, self.train.minibatches)
         free: Sequence[int] = []
+        if self.critic is not None:
+            self.critic.score(state)
+            state.frozen = self.updates_due < self.held_updates
         if not wanted.kl_in_reward:
             self.estimate(state)
             # The first minibatch meets the weights of the batch's start: its own logprobs are the old ones, for free.
@@ -139,11 +154,12 @@ class Learner:
         return self._stats(state, time.perf_counter() - start)
 
     def learning_rate(self, update: int) -> float:
-        """The learning rate of optimizer step `update` (from 0): linear warm-up, then decay to 0 at the run's end."""
-        peak, warmup = self.train.learning_rate, self.train.warmup_steps
-        if update < warmup:
-            return peak * (update + 1) / (warmup + 1)
-        done = min(1.0, (update - warmup) / max(1, self.total_updates - warmup))
+        """The learning rate of optimizer step `update` (from 0): linear warm-up, then decay to 0 at the run's end.
+        Both begin when the critic is warm."""
+        peak, warmup, held = self.train.learning_rate, self.train.warmup_steps, self.held_updates
+        if update < held + warmup:
+            return peak * max(0, update - held + 1) / (warmup + 1)
+        done = min(1.0, (update - held - warmup) / max(1, self.total_updates - held - warmup))
         shares = {"none": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
         return peak * shares[self.train.decay]
 
@@ -156,22 +172,30 @@ class Learner:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""
         state = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
-        for name, parameter in self.trained:
-            own = self.optimizer.state.get(parameter, {})
+        for name, parameter, optimizer in self.trained:
+            own = optimizer.state.get(parameter, {})
             state |= {f"optimizer.{key}.{name}": value for key, value in own.items()}
+        state |= {name: parameter for name, parameter, _ in self.critic.trained} if self.critic else {}
         if self.reference is not None and self.objective.reference_reset:
             state |= {f"reference.{name}": parameter for name, parameter in self.reference.named_parameters()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave. Raises Fault where it belongs to another model."""
-        updated = any(key.startswith("optimizer.") for key in state)  # not before the first optimizer step
-        for name, parameter in self.trained if updated else ():
+        # there is none before the first step, which the critic may take earlier
+        updated = {key.startswith("optimizer.step.critic.") for key in state if key.startswith("optimizer.step.")}
+        for name, parameter, optimizer in self.trained:
+            if name.startswith("critic.") not in updated:
+                continue
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             found = {key: state[full].to(parameter.device, copy=True) for key, full in keys.items() if full in state}
             if len(found) < len(keys) or found["exp_avg"].shape != parameter.shape:
                 raise Fault(f"the optimizer state of {name} is not this model's; resume with the model of the run")
-            self.optimizer.state[parameter] = found
+            optimizer.state[parameter] = found
+        for name, parameter, _ in self.critic.trained if self.critic else ():
+            if name not in state or state[name].shape != parameter.shape:
+                raise Fault(f"no {name} of this model in the checkpoint; resume with the run's own model and algorithm")
+            parameter.data.copy_(state[name])
         if self.reference is not None and self.objective.reference_reset:
             for name, parameter in self.reference.named_parameters():
                 parameter.data.copy_(state[f"reference.{name}"])
@@ -183,23 +207,30 @@ class Learner:
         dtype = torch.float64 if self.policy.dtype == torch.float64 else torch.float32
         old, entropy, ref = torch.full((3, len(batch.targets)), math.nan, dtype=dtype, device=batch.targets.device)
         mask = torch.isfinite(batch.sampler_logprobs)  # what the sampler can't vouch for is not trained
-        ref, zeros = None if self.reference is None else ref, torch.zeros_like(old)
-        kl_term = ref is not None and not self.objective.kl_in_reward
-        return StepState(batch, mask, old, entropy, ref, zeros, zeros.double(), kl_term)
+        zeros = torch.zeros((4, len(mask)), dtype=torch.float64, device=mask.device).unbind()
+        kl_term = self.objective.needs_reference and not self.objective.kl_in_reward
+        known = (batch, mask, old, entropy, None if self.reference is None else ref)
+        return StepState(*known, *zeros, kl_term=kl_term)  # type: ignore[misc]
 
     def estimate(self, state: StepState) -> None:
-        """Fill in the advantages. With the KL in the reward the old and the reference's logprobs must be there."""
+        """Fill in the advantages; with a critic also the returns, from its values, and the advantages are whitened.
+        With the KL in the reward the old and the reference's logprobs must be there."""
         batch, wanted = state.batch, self.objective
         penalties = torch.zeros_like(state.weights)
         if wanted.kl_in_reward and state.ref is not None:
             kl = ESTIMATORS[wanted.kl_estimator or "k1"](state.old, state.ref)
             penalties = masked(wanted.kl_weight * kl.double(), state.mask)
         outcome = Outcome(batch.rewards, batch.group_ids, batch.sequence_ids, penalties, batch.parts,
-                          list(self.part_weights.values()), gamma=wanted.gamma, lam=wanted.lam)  # fmt: skip
+                          list(self.part_weights.values()), state.values if self.critic else None,
+                          gamma=wanted.gamma, lam=wanted.lam)  # fmt: skip
         found = self.estimator(outcome)
         if found.shape not in (batch.rewards.shape, batch.targets.shape) or not bool(torch.isfinite(found).all()):
             raise Fault(f"objective.advantage={wanted.advantage} must give finite numbers, one a chain or one a token")
-        state.advantages = (found if len(found) == len(batch.targets) else found[batch.sequence_ids]).to(state.old)
+        found = found if len(found) == len(batch.targets) else found[batch.sequence_ids]
+        if self.critic:
+            state.returns = found + state.values
+            found = torch.zeros_like(found).masked_scatter(state.mask, whiten(found[state.mask]))
+        state.advantages = found.to(state.old)
 
     def accumulate(self, state: StepState, part: Sequence[int], fill_old: bool = False) -> float:
         """Add one minibatch's gradient to the parameters and return its loss; `fill_old` keeps its logprobs as old."""
@@ -240,29 +271,39 @@ class Learner:
 
     def _update(self, state: StepState, part: Sequence[int], check: Check | None) -> None:
         """One optimizer step on a minibatch, or none where there is nothing to learn from or the gradient is broken.
+        The critic's goes with it; where the policy has nothing to learn from, the critic's is taken alone.
         A `check` means that this is the first one: its logprobs become the old ones, and the mismatch is known."""
-        if not state.has_signal(part):
-            state.tally.update(no_signal=1)  # AdamW's momentum would move the weights even on a zero gradient
-            return
+        learns, figures = state.has_signal(part), list[float]()
+        if not learns:  # AdamW's momentum would move the weights even on a zero gradient
+            state.tally.update(no_signal=int(not state.frozen))
+            if self.critic is None:
+                return
+        optimizers = [self.optimizer] * learns + ([self.critic.optimizer] if self.critic else [])
         try:
-            loss = self.accumulate(state, part, fill_old=check is not None)
-            if check is not None:
-                check(mismatch(state))
-            norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
-            if math.isfinite(loss) and math.isfinite(norm):
+            if learns:
+                loss = self.accumulate(state, part, fill_old=check is not None)
+                if check is not None:
+                    check(mismatch(state))
+                norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
+                figures += loss, norm
+            if self.critic is not None:
+                figures += self.critic.accumulate(state, part)
+            if all(map(math.isfinite, figures)):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.learning_rate(self.updates_due)
-                self.optimizer.step()
-                state.tally.update(done=1, grad_norm=norm)
+                for optimizer in optimizers:
+                    optimizer.step()
+                state.tally.update({"done": 1, "grad_norm": norm} if learns else {})
                 self.nonfinite_in_a_row = 0
                 return
         finally:
-            self.optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
         state.tally.update(nonfinite=1)
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= MAX_NONFINITE:
             raise Fault(
-                f"loss {loss} and gradient norm {norm}: not finite in {MAX_NONFINITE} optimizer steps in a row; "
+                f"losses and gradient norms {figures}: not finite in {MAX_NONFINITE} optimizer steps in a row; "
                 "lower train.learning_rate or resume from an earlier checkpoint"
             )
 
@@ -304,6 +345,7 @@ class Learner:
             "ratio/max": state.ratio_max if "tokens" in tally else math.nan,
             **mismatch(state),
             **{name: mean(name) for name in tally if name.startswith("correction/")},
+            **(self.critic.stats(state) if self.critic else {}),
             "staleness": float(batch.ages.double().mean()),
             "tokens/trained": int(state.mask.sum()),
             "tokens/missing": int((~state.mask).sum()),

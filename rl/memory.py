@@ -20,6 +20,7 @@ RESERVE = 0.05  # share of a GPU that is left free: fragments of torch's allocat
 
 ADAMW = "learner: AdamW's two moments of each"
 REFERENCE = "learner: reference for the KL"
+CRITIC = "learner: critic, its gradients and moments"
 ACTIVATIONS = "learner: activations of a micro-batch"
 SERVED = "server: weights"
 KV_CACHE = "server: KV cache"
@@ -28,6 +29,7 @@ SPARE = "left free"
 REMEDIES = {  # what to change where an item is the largest of those that don't fit; a smaller model for all others
     ADAMW: "train adapters only (model.lora={rank: 16})",
     REFERENCE: "set objective.kl_weight=0 or model.lora",
+    CRITIC: "choose an algorithm without a critic (algorithm=grpo)",
     ACTIVATIONS: "lower train.tokens_per_microbatch or set train.gradient_checkpointing=true",
     KV_CACHE: "lower server.kv_cache_gb or rollout.max_tokens",
 }
@@ -153,18 +155,23 @@ def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, flo
     """What the learner holds at its largest, by item. `context`: tokens of the longest chain."""
     rollout, train, dtype = config.rollout, config.train, config.model.dtype
     lora, n = config.model.lora is not None, shapes.parameters
-    trained = shapes.adapters if lora else n
-    reference = objective_of(config).needs_reference and not lora
+    trained, objective, c = shapes.adapters if lora else n, objective_of(config), shapes.config
+    reference = objective.needs_reference and not lora
+    # The critic: all of the model again but its head, which may be the embedding, with one number a position instead.
+    critic = n + c.hidden_size + 1 - (0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size)
+    critic *= objective.needs_critic
     # A micro-batch has as many tokens as are allowed and there are, and at least one whole chain.
     tokens = max(context, min(train.tokens_per_microbatch, rollout.problems * rollout.group_size * context))
+    kept = activation_bytes(shapes, tokens, dtype, lora=lora and not critic, checkpointing=train.gradient_checkpointing)
     return {
         "learner: trained parameters in fp32": 4.0 * trained,
         "learner: their gradients": 4.0 * trained,
         ADAMW: 8.0 * trained,
         "learner: frozen parameters": float(ITEM[dtype] * n if lora else 0),
-        "learner: copies of the parameters in bfloat16": 2.0 * n if dtype == "bfloat16" and not lora else 0.0,
+        "learner: copies of the parameters in bfloat16": 2.0 * max(critic, 0 if lora else n) * (dtype == "bfloat16"),
         REFERENCE: 4.0 * n if reference else 0.0,
-        ACTIVATIONS: activation_bytes(shapes, tokens, dtype, lora=lora, checkpointing=train.gradient_checkpointing),
+        CRITIC: 16.0 * critic,
+        ACTIVATIONS: kept,
         "learner: output head and logits in fp32": logits_bytes(shapes, tokens),
     }
 

@@ -124,10 +124,14 @@ def policy_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies of a micro-batch's rows, [N] and [N]; targets [N] on the model's device. The body runs
     over all T positions, the head only where a sampled token is predicted."""
-    body = model.base_model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=micro)
-    hidden = body.last_hidden_state[0].index_select(0, micro.predictors)
-    head = model.get_output_embeddings()
+    head, hidden = model.get_output_embeddings(), predictor_states(model.base_model, micro)
     return head_logprobs(hidden, head.weight, targets, temperature, getattr(head, "bias", None))
+
+
+def predictor_states(body: PreTrainedModel, micro: MicroBatch) -> Tensor:
+    """What a model's body makes of the positions that predict a micro-batch's rows, [N, H]."""
+    out = body(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=micro)
+    return out.last_hidden_state[0].index_select(0, micro.predictors)
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
