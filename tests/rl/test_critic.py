@@ -141,10 +141,10 @@ def slow_gradient(learner: Learner, dtype: torch.dtype) -> tuple[Tensor, Tensor,
         losses += told
     old = torch.tensor(values, dtype=dtype) + SHIFT[: len(values)].to(dtype)
     wanted = torch.tensor(returns, dtype=dtype)
-    total = 0.0
-    for value, before, goal in zip(losses, old, wanted, strict=True):
-        limited = before + (value - before).clamp(-0.2, 0.2)
-        total = total + torch.maximum((value - goal) ** 2, (limited - goal) ** 2) / 2
+    total = torch.zeros((), dtype=dtype)
+    for now, before, goal in zip(losses, old, wanted, strict=True):
+        limited = before + (now - before).clamp(-0.2, 0.2)
+        total = total + torch.maximum((now - goal) ** 2, (limited - goal) ** 2) / 2
     (total / len(losses)).backward()
     return torch.tensor(values, dtype=dtype), wanted, flat_gradient(body)
 
@@ -156,12 +156,12 @@ SHIFT = torch.randn(500, generator=torch.Generator().manual_seed(2), dtype=torch
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_packed_and_padded_agree_however_a_minibatch_is_cut(cut: str, dtype: torch.dtype) -> None:
-    given = {"tokens_per_microbatch": CUTS[cut], "max_grad_norm": 1e9}
+    given: dict[str, Any] = {"tokens_per_microbatch": CUTS[cut], "max_grad_norm": 1e9}
     learner = make_learner({"gamma": 0.9, "lam": 0.8}, dtype=dtype, **given)
     wake(learner)
     values, returns, gradient = slow_gradient(learner, dtype)
     state = valued(learner, GROUPS)
-    close = {"atol": 1e-10 if dtype == torch.float64 else 1e-5, "rtol": 0}
+    close: dict[str, Any] = {"atol": 1e-10 if dtype == torch.float64 else 1e-5, "rtol": 0}
     torch.testing.assert_close(state.values.to(dtype), values, **close)
     torch.testing.assert_close(state.returns.to(dtype), returns, **close)
     state.values += SHIFT[: len(values)]
@@ -192,7 +192,7 @@ def test_gradient_with_checkpointing_is_the_same() -> None:
 )  # fmt: skip
 def test_explained_variance_by_hand(values: list[float], returns: list[float], want: float) -> None:
     mask = torch.ones(len(values), dtype=torch.bool)
-    state = SimpleNamespace(values=torch.tensor(values), returns=torch.tensor(returns), mask=mask, tally=Counter())
+    state: Any = SimpleNamespace(values=torch.tensor(values), returns=torch.tensor(returns), mask=mask, tally=Counter())
     got = critic_of(make_learner()).stats(state)["values/explained_variance"]
     assert got == pytest.approx(want, abs=1e-6, nan_ok=True)
 

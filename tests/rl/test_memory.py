@@ -20,6 +20,7 @@ from rl.config import Config, LoraConfig, parse_config
 from rl.memory import (
     ACTIVATIONS,
     ADAMW,
+    CRITIC,
     KV_CACHE,
     PUSHED,
     REFERENCE,
@@ -90,6 +91,34 @@ def test_full_training_takes_sixteen_bytes_a_parameter_and_lora_two_and_sixteen_
     assert held[TRAINED] + held[GRADIENTS] + held[ADAMW] == 16 * 18_464_768
     assert (held[FROZEN], held[CASTS], held[REFERENCE]) == (2 * n, 0, 0)  # the base is its own reference
     assert learner_bytes(Shapes.of(config()), config(objective={"kl_weight": 0.1}), 2048)[REFERENCE] == 4 * n
+
+
+def test_a_critic_takes_sixteen_bytes_of_all_but_the_head_with_lora_too() -> None:
+    plain, ppo, n = config(), config(algorithm="ppo"), 1_543_714_304
+    own = n + 1536 + 1  # Qwen's head is its embedding
+    without, held = (learner_bytes(Shapes.of(plain), c, 2048) for c in (plain, ppo))
+    assert (without[CRITIC], held[CRITIC]) == (0, 16 * own)
+    assert {k: v for k, v in held.items() if k not in (CRITIC, CASTS)} == {
+        k: v for k, v in without.items() if k not in (CRITIC, CASTS)
+    }
+    lora = config({"rank": 16}, algorithm="ppo")
+    held = learner_bytes(Shapes.of(lora), lora, 2048)
+    assert (held[CRITIC], held[CASTS], held[ACTIVATIONS]) == (16 * own, 2 * own, without[ACTIVATIONS])
+    untied = replace(SMALL, config=llama(32, 8, 16, layers=2, heads=2, kv_heads=1))
+    untied.config.tie_word_embeddings = False
+    assert learner_bytes(untied, ppo, 8)[CRITIC] == 16 * (1000 + 8 + 1 - 32 * 8)
+    with pytest.raises(BadInput, match=r"critic.*24.7 GB: choose an algorithm without a critic"):
+        on_card(lora={"rank": 16}, algorithm="ppo").check()
+
+
+def test_the_counted_critic_is_the_one_that_is_made() -> None:
+    from rl.critic import ValueModel
+
+    for tied in (True, False):
+        model = small_model(tie_word_embeddings=tied)
+        shapes = Shapes(model.config, parameters=sum(p.numel() for p in model.parameters()))
+        made = sum(p.numel() for p in ValueModel(model.base_model).parameters())
+        assert learner_bytes(shapes, config(algorithm="ppo"), 8)[CRITIC] == 16 * made
 
 
 def test_activations_by_hand() -> None:
