@@ -207,10 +207,10 @@ class Learner:
         dtype = torch.float64 if self.policy.dtype == torch.float64 else torch.float32
         old, entropy, ref = torch.full((3, len(batch.targets)), math.nan, dtype=dtype, device=batch.targets.device)
         mask = torch.isfinite(batch.sampler_logprobs)  # what the sampler can't vouch for is not trained
-        zeros = torch.zeros((4, len(mask)), dtype=torch.float64, device=mask.device).unbind()
+        advantages, weights, values, returns = torch.zeros(4, len(mask), dtype=torch.float64, device=mask.device)
         kl_term = self.objective.needs_reference and not self.objective.kl_in_reward
-        known = (batch, mask, old, entropy, None if self.reference is None else ref)
-        return StepState(*known, *zeros, kl_term=kl_term)  # type: ignore[misc]
+        known = None if self.reference is None else ref
+        return StepState(batch, mask, old, entropy, known, advantages, weights, values, returns, kl_term)
 
     def estimate(self, state: StepState) -> None:
         """Fill in the advantages; with a critic also the returns, from its values, and the advantages are whitened.
