@@ -15,11 +15,13 @@ from torch import Tensor
 
 from rewards.errors import Fault
 from rl.batch import build_batch
+from rl.checkpoint import latest_checkpoint
 from rl.config import CriticConfig, ObjectiveConfig, TrainConfig, override_config
 from rl.critic import Critic
 from rl.flops import ModelShape, forward_flops, training_flops
 from rl.learner import Learner, StepState
 from rl.presets import resolve_objective
+from rl.rundir import RunDir
 from rollout.types import Group
 from tests.rl.chains import make_chain, make_group, random_groups, small_model
 from tests.rl.test_invariance import CUTS, GROUPS, flat_gradient
@@ -358,3 +360,23 @@ def test_what_is_saved_as_the_model_does_not_hold_it(tmp_path: Path) -> None:
         with safe_open(path / "model.safetensors", framework="pt") as file:
             names.append(set(file.keys()))
     assert names[0] == names[1]
+
+
+def test_beside_adapters_all_of_the_critic_trains_and_one_chain_a_problem_is_enough(tmp_path: Path) -> None:
+    from rl.build import build_learner
+
+    model = {"lora": {"rank": 2}}
+    config = ppo_config(tmp_path, "lora", model=model, rollout={"group_size": 1}, train={"steps": 2, "minibatches": 1})
+    run = run_once(config)
+    assert figures(run)[-1]["loss/value"] > 0
+    before, after = build_learner(config), build_learner(config, str(run.checkpoints / "step-2"))
+    after.load_state_dict(latest_state(run))
+    assert len(critic_of(before).trained) == sum(1 for _ in critic_of(before).model.parameters())
+    assert not torch.equal(critic_weights(before), critic_weights(after))
+    assert all(".lora_" in name for name, _, owner in after.trained if owner is after.optimizer)
+
+
+def latest_state(run: RunDir) -> dict[str, Tensor]:
+    checkpoint = latest_checkpoint(run.checkpoints, print)
+    assert checkpoint is not None
+    return checkpoint.learner_state()
