@@ -139,10 +139,9 @@ class TrainConfig(Section):
 class CriticConfig(Section):
     """The critic, where the objective needs one (ppo): a second model, begun from `model.path`, all of it trained."""
 
-    learning_rate: float = Field(1e-5, ge=0, description="Learning rate of its own AdamW; constant.")
+    learning_rate: float = Field(1e-5, ge=0)
     warmup_steps: int = Field(0, ge=0)
-    """Steps at the start of a run in which the critic learns and the policy stays as it is."""
-    clip: float = Field(0.2, gt=0, description="How far a step's loss draws a value, in the reward's units.")
+    clip: float = Field(0.2, gt=0)
 
 
 class RewardsConfig(Section):
