@@ -144,7 +144,7 @@ def scaling(
 ) -> None:
     """Fit and draw accuracy against training compute and against thinking, and say whether each rises."""
     from rl.evaluation.axes import read_axes, to_json
-    from rl.evaluation.figures import save_figures
+    from rl.report.figures import save_figures
     from rl.views import words
 
     axes = read_axes(sources, x)

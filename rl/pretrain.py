@@ -28,23 +28,14 @@ class PretrainConfig(Section):
     """Pre-training of a tiny model on countdown traces."""
 
     model: str
-    """Directory with config.json and tokenizer; weights in it are not read, they start random from `seed`."""
     out: str
-    """Directory that gets the trained model."""
     task: str = "countdown?numbers=3-4"
-    """Countdown task whose train split the traces are written for."""
     seed: int = Field(0, ge=0)
-    """Seed of weights, problems and traces."""
     steps: int = Field(1500, ge=1)
-    """Optimizer steps."""
     tokens_per_step: int = Field(6144, ge=1)
-    """Tokens of a step's traces, prompts included."""
     learning_rate: float = Field(3e-3, gt=0)
-    """Peak learning rate of AdamW, reached after the warm-up and decayed by a cosine to zero."""
     warmup_steps: int = Field(50, ge=0)
-    """Steps of linear warm-up."""
     threads: int | None = Field(None, ge=1)
-    """Threads; null = all cores."""
 
 
 def pretrain(config: PretrainConfig) -> float:

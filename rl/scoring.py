@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from rewards.answer import CLOSE, OPEN, as_text, final_answer
-from rewards.audit import SECOND, TAIL, auditable, chosen
 from rewards.errors import BadInput, Fault
 from rewards.gold import first_problems, in_order
+from rewards.math import SECOND, TAIL, auditable, chosen
 from rewards.pool import RewardPool
 from rewards.tasks import GENERATORS, load_task
 from rewards.types import Extras, Problem, Score

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rewards.audit import auditable, chosen, second_opinion
+from rewards.math import auditable, chosen, second_opinion
 from rewards.types import Problem
 
 

@@ -50,7 +50,7 @@ class TwoVerifiers(FakePool):
     """The first wants the answer alone, the second finds it anywhere."""
 
     async def score(self, chain_id: str, response: str, problem: Problem, spec: Any, *more: Any, **_: Any) -> Score:
-        self.asked.append((chain_id, response, spec == "rewards.audit:second_opinion"))
+        self.asked.append((chain_id, response, spec == "rewards.math:second_opinion"))
         right = problem.answer in response if self.asked[-1][2] else response == problem.answer
         return Score(float(right), right, "ok" if right else "wrong", id=chain_id)
 

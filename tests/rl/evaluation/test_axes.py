@@ -13,8 +13,8 @@ from matplotlib.container import ErrorbarContainer
 from rewards.errors import BadInput
 from rl.evaluation.accuracy import Accuracy
 from rl.evaluation.axes import Axes, read_axes, to_json, verdicts
-from rl.evaluation.figures import draw_figures
 from rl.evaluation.thinking import Cell, Thinker, measure_thinking
+from rl.report.figures import draw_figures
 from rl.views import words
 from tests.rl.evaluation.synthetic import cell, outcomes, write_cells, write_run
 
