@@ -136,7 +136,7 @@ def draw(runs: dict[str, Path], path: Path) -> None:
 
 def table(found: dict[str, list[dict[str, Any]]], command: str) -> str:
     lines = ["# Presets on the demo's task", "",
-             f"`{command}`, seed 0: `configs/presets.yaml`, 16 problems x 8 chains a step.",
+             f"`{command}`, seed 0: `configs/presets.yaml`, 12 problems x 8 chains a step.",
              "Reward of a step: the share of right answers, before anything that a preset takes off.", "",
              "| preset | reward, first 5 steps | last 5 | least entropy | skipped steps | tokens | holds |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
