@@ -20,8 +20,7 @@ from rl.memory import Placement, place, served_rank, serving_gpus
 from rl.nccl import NcclPush
 from rl.rundir import RunDir, write_json
 from rl.sync import AdapterPush, FilePush, Push, WeightSource
-from rollout.client import ServerDown, VllmClient
-from rollout.control import ServerControl
+from rollout.client import ServerControl, ServerDown, VllmClient
 from rollout.server.argv import ServerSpec
 from rollout.server.middleware import KEY_VARIABLE
 from rollout.server.process import ServerProcess, check_startable, free_port

@@ -29,9 +29,8 @@ from rl.checkpoint import latest_checkpoint
 from rl.exits import Stopped, StopSignal
 from rl.rundir import RunDir, open_run, result_file, write_json
 from rl.views import RunProgress, words
-from rollout.client import ServerDown, VllmClient
+from rollout.client import ServerControl, ServerDown, VllmClient
 from rollout.collect import Examiner, Plan, Question, make_questions
-from rollout.control import ServerControl
 from rollout.evaluate import make_cells
 from rollout.prompt import Shot, Style, Template
 from rollout.server.argv import ServerSpec

@@ -173,13 +173,11 @@ def anatomy(groups: Sequence[Group], text_of: Callable[[Chain], str]) -> dict[st
     """Means of the chains' traits, and {difficulty: {tokens, pass@1, …traits}}, easiest first."""
     rows: list[dict[str, float]] = []
     levels: dict[float, list[dict[str, float]]] = {}
-    for group in groups:
-        for chain in group.chains:
-            right = chain.score is not None and chain.score.correct
-            row = {"tokens": float(chain.sampled_count), "pass@1": float(right)}
-            row |= chain_traits(group.problem, text_of(chain))
-            rows.append(row)
-            levels.setdefault(group.problem.difficulty, []).append(row)
+    for problem, chain in [(group.problem, chain) for group in groups for chain in group.chains]:
+        right = chain.score is not None and chain.score.correct
+        row = {"tokens": float(chain.sampled_count), "pass@1": float(right)}
+        rows.append(row | chain_traits(problem, text_of(chain)))
+        levels.setdefault(problem.difficulty, []).append(rows[-1])
     return means(rows) | {"by_difficulty": {f"{level:g}": means(some) for level, some in sorted(levels.items())}}
 
 

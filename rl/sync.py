@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rewards.errors import BadInput, Fault
 from rl.flops import is_adapter
-from rollout.control import ServerControl
+from rollout.client import ServerControl
 
 T = TypeVar("T")
 Manifest = list[tuple[str, str, tuple[int, ...]]]

@@ -17,7 +17,7 @@ print(plugin.refresh_heads.__name__)
 """
 STALE_PREFIX_CACHE = """
 import asyncio, httpx
-from rollout.control import ServerControl
+from rollout.client import ServerControl
 async def main():
     answer = lambda request: print(request.url.params["clear_cache"]) or httpx.Response(200)
     await ServerControl("http://server", "key", transport=httpx.MockTransport(answer)).pause()

@@ -20,8 +20,7 @@ from rl.config import LoraConfig
 from rl.memory import served_rank
 from rl.model import add_adapter, load_policy
 from rl.sync import AdapterPush, FilePush, ModuleSource
-from rollout.client import VllmClient
-from rollout.control import ServerControl
+from rollout.client import ServerControl, VllmClient
 from rollout.sampling import SamplingParams
 from rollout.server.hardware import Gpu, Hardware, probe
 from rollout.server.process import ServerProcess

@@ -18,8 +18,7 @@ from rewards.errors import Fault
 from rl import nccl
 from rl.nccl import NcclPush, send
 from rl.sync import Manifest, ModuleSource
-from rollout.client import ServerDown
-from rollout.control import ServerControl
+from rollout.client import ServerControl, ServerDown
 from tests.rl.wire import SOURCE, Control, Group, Source, World
 
 

@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from rl import kl
 from rl.sync import FilePush, ModuleSource
-from rollout.client import VllmClient
-from rollout.control import ServerControl
+from rollout.client import ServerControl, VllmClient
 from rollout.sampling import SamplingParams
 from rollout.server.argv import server_argv
 from rollout.server.hardware import probe

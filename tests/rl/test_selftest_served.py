@@ -15,7 +15,7 @@ import pytest
 
 from rl.config import Config, dump_config, override_config
 from rl.sync import FilePush, WeightSource
-from rollout.control import ServerControl
+from rollout.client import ServerControl
 from rollout.server.middleware import KEY_VARIABLE
 from tests.conftest import VllmServer
 from tests.models import tiny_model

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewards.errors import Fault
 from rl.sync import Manifest
-from rollout.control import ServerControl
+from rollout.client import ServerControl
 
 
 class Source:

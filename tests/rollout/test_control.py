@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from rewards.errors import Fault
-from rollout.client import ServerDown, VllmClient
-from rollout.control import ServerControl
+from rollout.client import ServerControl, ServerDown, VllmClient
 from rollout.sampling import SamplingParams
 from tests.conftest import VllmServer
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rewards.errors import BadInput
-from rollout.control import ServerControl
+from rollout.client import ServerControl
 from rollout.sampling import SamplingParams
 from rollout.types import Sampler
 from tests.conftest import VllmServer

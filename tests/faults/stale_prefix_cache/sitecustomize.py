@@ -12,4 +12,4 @@ def keep_cache(control):
     control.ServerControl.pause = lambda self, clear_cache=True: pause(self, clear_cache=False)
 
 
-after_import("rollout.control", keep_cache)
+after_import("rollout.client", keep_cache)

@@ -160,7 +160,7 @@ HOOKS = {
     "rl.loop": in_rollout,
     "rewards.pool": in_reward,
     "rl.learner": in_learn,
-    "rollout.control": in_push,
+    "rollout.client": in_push,
     "rollout.store": in_samples,
     "rl.metrics": in_metrics,
     "rl.checkpoint": in_save,
