@@ -24,8 +24,7 @@ from rl.memory import served_rank
 from rl.model import add_adapter, load_policy
 from rl.rundir import versions, write_json
 from rl.sync import AdapterPush, FilePush, ModuleSource
-from rollout.client import VllmClient
-from rollout.control import ServerControl
+from rollout.client import ServerControl, VllmClient
 from rollout.sampling import SamplingParams
 from rollout.server.argv import ServerSpec
 from rollout.server.hardware import probe
