@@ -3,6 +3,7 @@ Two index spaces. A *row* is one trained token: [N] vectors of a TrainBatch hold
 chain, and logprobs[n] scores the token of row n. A *position* is a slot of a packed forward pass, [T]: row n is
 predicted by the position one before its token, named by `MicroBatch.predictors`."""
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -150,6 +151,18 @@ def pack(batch: TrainBatch, sequences: Sequence[int], tokens_per_microbatch: int
         bins[-1].append(s)
         room -= length
     return [_micro_batch(batch, part) for part in bins]
+
+
+def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Indices of chains of these lengths in `parts` shares of nearly as many tokens: the longest first, each to the
+    share that is lightest by then; in a share they ascend. The largest differ by at most the longest chain."""
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    heap = [(0, part) for part in range(parts)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        load, part = heap[0]
+        shares[part].append(i)
+        heapq.heapreplace(heap, (load + lengths[i], part))
+    return [sorted(share) for share in shares]
 
 
 def _micro_batch(batch: TrainBatch, sequences: list[int]) -> MicroBatch:
