@@ -15,7 +15,7 @@ from rewards.errors import BadInput, nearest, one_line
 from rewards.tasks.base import SPLITS, Task, check_names, split_of
 from rewards.types import Problem, Split
 
-KNOWN = {f.name for f in fields(Problem)} - {"task", "meta"} | {"split"}
+FIELDS = {f.name for f in fields(Problem)} - {"task", "meta"}  # of a problem, that a row may set
 HASHED_AS = "jsonl"  # for the task in the split's hash: a row in a renamed file, or in two files, keeps its split
 Row = tuple[Problem, Split | None]  # a problem with the split that it asks for; None leaves it to its content
 PREFIX = "datasets:"
@@ -114,9 +114,12 @@ def parse_object(where: str, line: bytes) -> dict[str, Any]:
 
 def to_problem(where: str, task: str, number: int | str, given: dict[str, Any]) -> Row:
     """A row as a problem. Raises BadInput that begins with `where`."""
-    given = {name: value for name, value in given.items() if value is not None}
-    row = {"id": f"{task}:{number}", "difficulty": 0, "subtask": "", "reward": Rows.reward, **given}
-    prompt, split, difficulty = row.get("prompt"), row.get("split"), row["difficulty"]
+    row: dict[str, Any] = {"id": f"{task}:{number}", "difficulty": 0, "subtask": "", "reward": Rows.reward}
+    meta: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is not None:
+            (row if name in FIELDS else meta)[name] = value
+    prompt, split, difficulty = row.get("prompt"), meta.pop("split", None), row["difficulty"]
     try:
         told = (message["role"] + ": " + squeeze(message["content"]) for message in prompt or ())
         key = squeeze(prompt) if isinstance(prompt, str) else "\n".join(told)
@@ -127,16 +130,14 @@ def to_problem(where: str, task: str, number: int | str, given: dict[str, Any]) 
         raise BadInput(f"{where}: {found}; 'prompt' is a text or a list of {{role, content}} messages")
     if "answer" not in row:
         raise BadInput(f"{where}: no answer; add the field 'answer'")
-    if split not in (None, *SPLITS):
+    if split is not None and split not in SPLITS:
         raise BadInput(f"{where}: split {split!r}; {nearest(str(split), SPLITS)}")
     if isinstance(difficulty, bool) or not isinstance(difficulty, int | float):
         raise BadInput(f"{where}: difficulty {difficulty!r} is not a number")
     if not isinstance(row["reward"], str | dict):
         raise BadInput(f"{where}: reward {row['reward']!r} is neither a name nor {{use, args}}")
-    row = {"key": key} | row | {"difficulty": float(difficulty)}
-    row |= {name: str(row[name]) for name in ("id", "key", "subtask")}
-    meta = {name: value for name, value in given.items() if name not in KNOWN}
-    return Problem(task=task, meta=meta, **{name: row[name] for name in KNOWN - {"split"}}), split
+    row |= {"id": str(row["id"]), "key": str(row.get("key", key)), "subtask": str(row["subtask"])}
+    return Problem(task=task, meta=meta, **row | {"difficulty": float(difficulty)}), split
 
 
 def read_dataset(name: str, seed: int, given: dict[str, str]) -> Rows:
