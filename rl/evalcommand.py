@@ -72,10 +72,8 @@ def parse_request(tasks: list[str], ks: str, budgets: str, prompts: str, **other
         raise BadInput("--prompt fewshot takes its examples from train, which --split all asks; use test or val")
     needed = max((cap + answer for cap in request.budgets if cap is not None), default=0)
     if given is not None and given < needed:
-        raise BadInput(
-            f"the largest --budget and --answer {answer} need {needed} tokens, --max-tokens is {given}; raise it, or "
-            "leave it out"
-        )
+        need = f"the largest --budget and --answer {answer} need {needed} tokens"
+        raise BadInput(f"{need}, --max-tokens is {given}; raise it, or leave it out")
     sizes = (given or max(512, needed), answer, request.seed)
     request.plan = Plan(samples, request.temperature, request.budgets, *sizes)
     return request

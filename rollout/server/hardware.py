@@ -54,11 +54,8 @@ def check_stated(here: Hardware, gpus: int | None, gpu_memory_gb: float | None) 
     for i, gpu in enumerate(here.gpus):
         # a card "of 24 GB" shows 22.5 to 24 GiB
         if gpu_memory_gb is not None and abs(gpu.memory_gb - gpu_memory_gb) > 0.1 * gpu_memory_gb:
-            there, fix = (
-                f"GPU {i} ({gpu.name}) has {gpu.memory_gb:g}",
-                "run it there, or set hardware.gpu_memory_gb=null",
-            )
-            raise BadInput(f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and {there}; {fix}")
+            there = f"GPU {i} ({gpu.name}) has {gpu.memory_gb:g}; run it there, or set hardware.gpu_memory_gb=null"
+            raise BadInput(f"hardware.gpu_memory_gb={gpu_memory_gb:g} is stated and {there}")
 
 
 def _gpus() -> tuple[Gpu, ...]:
