@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,9 +107,8 @@ def run_eval(request: EvalRequest) -> None:
     for style in request.prompts:
         plan.of(style).check(template)
     questions, task_of = make_exam(request, tasks, template)
-    asked = {} if out is None else what_was_asked(request, target, questions)
-    samples = None if out is None else out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
-    kept = EvalStore(samples, asked, request.resume)
+    samples = out and out.with_name(out.name.removesuffix(".json") + ".samples.jsonl.zst")
+    kept = EvalStore(samples, what_was_asked(request, target, questions) if out else {}, request.resume)
     asyncio.run(_answer(target, template, plan, questions, kept))
     cells = make_cells(
         [kept.groups[q.style, q.problem.id] for q in questions], plan, lambda problem: task_of[problem.id],
@@ -123,8 +122,7 @@ def run_eval(request: EvalRequest) -> None:
 
 def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> tuple[list[Question], dict[str, str]]:
     """All tasks' problems, with their rewards, in all prompt styles; {problem id: its task string}. Raises BadInput."""
-    problems: list[Problem] = []
-    task_of: dict[str, str] = {}
+    problems, questions, task_of = list[Problem](), list[Question](), dict[str, str]()
     for task in tasks:
         found: list[Problem] = []
         for split in SPLITS if request.split == "all" else [request.split]:
@@ -136,10 +134,9 @@ def make_exam(request: EvalRequest, tasks: list[Task], template: Template) -> tu
         problems += [replace(p, reward=request.reward or p.reward or task.reward) for p in named]
         task_of |= {p.id: task.name for p in named}
     shots = {task.name: worked_examples(task, request.shots) for task in tasks if "fewshot" in request.prompts}
-    shots_of: dict[str, Callable[[Problem], list[Shot]]] = {"fewshot": lambda problem: shots[task_of[problem.id]]}
-    questions: list[Question] = []
     for style in request.prompts:
-        questions += make_questions(problems, template, style, shots_of.get(style, lambda _: []))
+        shots_of = [lambda problem: shots[task_of[problem.id]]] if style == "fewshot" else []
+        questions += make_questions(problems, template, style, *shots_of)
     return questions, task_of
 
 

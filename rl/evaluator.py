@@ -140,17 +140,18 @@ def write_summary(setup: Setup, run: RunDir) -> None:
         "seeds": [config.seed],
         "commands": [command()],
     }
-    sides, changes, axes = {label: read_cells(run, label) or [] for label in ("base", "final")}, None, None
+    sides = {label: read_cells(run, label) or [] for label in ("base", "final")}
+    heads, changes, axes = {}, None, None
     if all(sides.values()):
         axes, groups = read_axes([run.path]), [read_groups(run, label) for label in sides]
         task = source_of(setup.task, groups[0][0].problem)  # the headline's
         before, after = ([g for g in side if source_of(setup.task, g.problem) == task] for side in groups)
-        summary |= {label: {key: headline(cells)[key] for key in ("pass@1", "ci95")} for label, cells in sides.items()}
+        heads = {label: headline(cells) for label, cells in sides.items()}
+        summary |= {label: {key: cell[key] for key in ("pass@1", "ci95")} for label, cell in heads.items()}
         budgets = {label: [cell for cell in cells if cell["budget"] is not None] for label, cells in sides.items()}
         summary |= {"gain": paired_gain(before, after), "budgets": budgets, "verdict": verdicts(axes)}
         changes = write_changes(setup, run)
     write_json(run.summary, summary)
-    heads = {label: headline(cells) for label, cells in sides.items() if changes}
     print(words("summary", run.path, summary, heads, changes, axes), end="")
 
 
@@ -185,8 +186,8 @@ def vote_controls(cell: dict[str, Any], tokens: float) -> list[dict[str, Any]]:
     """Majority and best by verifier of as many base chains as cost at most `tokens`, at least one."""
     k = max((k for k in map(int, cell["majority@k"]) if k * cell["tokens_mean"] <= tokens), default=1)
     shares = {"majority": cell["majority@k"][str(k)], "best by the verifier": cell["pass@k"][str(k)]}
-    spent = k * cell["tokens_mean"]
     return [
-        {"name": f"base, {name} of {k}", "pass@1": p, "ci95": wilson(p, cell["n_problems"]), "tokens_mean": spent}
+        {"name": f"base, {name} of {k}", "pass@1": p, "ci95": wilson(p, cell["n_problems"])}
+        | {"tokens_mean": k * cell["tokens_mean"]}
         for name, p in shares.items()
     ]

@@ -4,14 +4,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from statistics import fmean
+from itertools import groupby
+from operator import attrgetter
+from statistics import fmean, mode
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from rewards.answer import final_answer
 from rewards.errors import Fault
-from rewards.types import Problem, Score
+from rewards.types import Problem
 from rollout.collect import Plan
 from rollout.prompt import Style
 from rollout.types import Chain, Group
@@ -19,7 +21,6 @@ from rollout.types import Chain, Group
 TaskOf: TypeAlias = Callable[[Problem], str]
 TextOf: TypeAlias = Callable[[Chain], str]
 Ks: TypeAlias = Sequence[int] | None
-Judged: TypeAlias = list[tuple[Chain, Score]]  # the samples of one problem that neither errored nor were skipped
 
 
 def style_of(group: Group) -> str:
@@ -58,41 +59,39 @@ def make_cell(groups: Sequence[Group], text_of: TextOf, ks: Ks = None, **named: 
     are the keys that say what was asked: model, task, split, prompt, budget, k, temperature. `outcomes` is [[correct,
     judged], ...], a pair a group, in order: intervals resample problems, paired across cells. `best_of@k` is there
     where it is not pass@k again. Raises Fault where no sample was judged."""
-    judged = [_judged(group) for group in groups]
-    chains, scores = [c for some in judged for c, _ in some], [s for some in judged for _, s in some]
-    if not chains:
+    outcomes, known = [_correct(group) for group in groups], [group for group in groups if group.judged]
+    if not known:
         raise Fault(f"no sample of task {named['task']} was judged; see the reward's errors")
-    most = max(map(len, judged))
+    samples, most = [sample for group in known for sample in group.judged], max(map(len, outcomes))
+    statuses = Counter(score.status for _, score in samples)
     ks = sorted({k for k in ks if k <= most} if ks is not None else {*(2**i for i in range(most.bit_length())), most})
-    statuses = Counter(score.status for score in scores)
-    outcomes = [_correct(some) for some in judged]
-    valued = [([score.value or 0.0 for _, score in some], _correct(some)) for some in judged]
     passed = {str(k): mean_pass_at_k(outcomes, k) for k in ks}
-    best = {str(k): float(np.mean([best_of_k(*each, k) for each in valued if len(each[0]) >= k])) for k in ks}
+
+    def at_each_k(estimate: Callable[[list[Any], list[bool], int], float], column: list[list[Any]]) -> dict[str, float]:
+        rows = [*zip(column, outcomes, strict=True)]
+        return {str(k): float(np.mean([estimate(*row, k) for row in rows if len(row[0]) >= k])) for k in ks}
+
+    best = at_each_k(best_of_k, [[score.value or 0.0 for _, score in group.judged] for group in groups])
     return {
         **named,
-        "n_problems": sum(map(bool, judged)),
-        "n_samples": len(chains),
+        "n_problems": len(known),
+        "n_samples": len(samples),
         **pass_at_1(outcomes),
         "pass@k": passed,
-        "majority@k": {str(k): _majority(judged, text_of, k) for k in ks},
+        "majority@k": at_each_k(majority_of_k, [[final_answer(text_of(c)) for c, _ in g.judged] for g in groups]),
         **({} if np.allclose([*best.values()], [*passed.values()]) else {"best_of@k": best}),
-        "tokens_mean": fmean(chain.sampled_count for chain in chains),
-        "truncated": statuses["truncated"] / len(chains),
-        "unparsed": statuses["unparsed"] / len(chains),
-        "forced_closed": sum(chain.inserted_count > 0 for chain in chains) / len(chains),
-        "by_difficulty": {f"{level:g}": row for level, row in _levels(groups, judged, "difficulty").items()},
-        "by_subtask": {name: row for name, row in _levels(groups, judged, "subtask").items() if name},
-        "outcomes": [[sum(samples), len(samples)] for samples in outcomes],
+        "tokens_mean": fmean(chain.sampled_count for chain, _ in samples),
+        **{share: statuses[share] / len(samples) for share in ("truncated", "unparsed")},
+        "forced_closed": sum(chain.inserted_count > 0 for chain, _ in samples) / len(samples),
+        "by_difficulty": {f"{level:g}": row for level, row in _levels(known, "difficulty").items()},
+        "by_subtask": {name: row for name, row in _levels(known, "subtask").items() if name},
+        "outcomes": [[sum(correct), len(correct)] for correct in outcomes],
     }
 
 
 def pass_at_1(outcomes: Iterable[Sequence[bool]]) -> dict[str, Any]:
-    """{"pass@1", "ci95": [low, high]} from each problem's samples: the mean over problems, and its interval.
-    The samples of a problem are one cluster. The interval is Wilson's with the number of problems replaced by the
-    effective sample size n = p(1 - p) / var, var the variance of the mean of the problems' means (Korn & Graubard 1998,
-    with Wilson's form): with one sample a problem it is Wilson's own, perfectly correlated samples count once, and at
-    0 or 1, where a bootstrap or normal interval has no width, it keeps that of as many problems."""
+    """{"pass@1", "ci95": [low, high]} from each problem's samples: the mean over problems; Wilson's interval, with the
+    effective sample size p(1 - p) / var of the problems' means for n (Korn & Graubard 1998; docs/evaluation.md)."""
     clusters = [samples for samples in outcomes if samples]
     rates = np.array([sum(samples) / len(samples) for samples in clusters])
     problems, n, p = len(rates), float(len(rates)), float(rates.mean())
@@ -124,17 +123,23 @@ def best_of_k(values: Sequence[float], correct: Sequence[bool], k: int) -> float
     """Chance that the sample of greatest value among `k` of `n`, drawn without replacement, is correct; ties by lot.
     The sum over ranks i = 1 … n, greatest value first, of C(n - i, k - 1) / C(n, k) x correct_i: rank i is the best of
     the k where the others all rank below. Samples of equal value share the weights of their ranks."""
-    n, share = len(values), dict[float, float]()
-    for value in set(values):
-        some = [c for v, c in zip(values, correct, strict=True) if v == value]
-        share[value] = sum(some) / len(some)
+    n, pairs = len(values), [*zip(values, correct, strict=True)]
+    share = {value: fmean(right for other, right in pairs if other == value) for value in set(values)}
     ranked = enumerate(sorted(values, reverse=True), 1)
     return sum(math.comb(n - i, k - 1) / math.comb(n, k) * share[value] for i, value in ranked)
 
 
+def majority_of_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
+    """The share of disjoint runs of `k` samples whose most frequent answer is correct; ties go to the answer seen
+    first, no answer has no vote."""
+    votes = [*zip(answers, correct, strict=True)]
+    runs = [[vote for vote in votes[i : i + k] if vote[0] is not None] for i in range(0, len(votes) - k + 1, k)]
+    return float(np.mean([bool(run) and dict(run[::-1])[mode(answer for answer, _ in run)] for run in runs]))
+
+
 def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int = 0) -> dict[str, Any]:
     """{"pass@1": b - a, "ci95"}: percentile bootstrap over the problems, which must be the same (else ValueError)."""
-    rates_a, rates_b = ({g.problem.id: _correct(_judged(g)) for g in groups} for groups in (groups_a, groups_b))
+    rates_a, rates_b = ({g.problem.id: _correct(g) for g in groups} for groups in (groups_a, groups_b))
     if rates_a.keys() != rates_b.keys():
         raise ValueError(f"{len(rates_a.keys() ^ rates_b.keys())} problems are in one evaluation and not in the other")
     gains = np.array([np.mean(rates_b[i]) - np.mean(rates_a[i]) for i in rates_a if rates_a[i] and rates_b[i]])
@@ -145,36 +150,15 @@ def paired_gain(groups_a: Sequence[Group], groups_b: Sequence[Group], seed: int 
     return {"pass@1": float(gains.mean()), "ci95": [float(low), float(high)]}
 
 
-def _judged(group: Group) -> Judged:
-    return [(chain, chain.score) for chain in group.chains if chain.score is not None and chain.score.counts]
+def _correct(group: Group) -> list[bool]:
+    return [score.correct for _, score in group.judged]
 
 
-def _correct(samples: Judged) -> list[bool]:
-    return [score.correct for _, score in samples]
-
-
-def _majority(judged: Sequence[Judged], text_of: TextOf, k: int) -> float:
-    """majority@k: the share of disjoint runs of `k` samples whose most frequent answer is correct, then the mean over
-    problems; ties go to the answer seen first, no answer has no vote."""
-    means = []
-    for samples in judged:
-        answers, hits = [(final_answer(text_of(chain)), score.correct) for chain, score in samples], []
-        for i in range(0, len(samples) - k + 1, k):
-            run = [(answer, correct) for answer, correct in answers[i : i + k] if answer is not None]
-            votes = Counter(answer for answer, _ in run).most_common(1)  # equal counts: first sight first
-            hits.append(bool(votes) and next(correct for answer, correct in run if answer == votes[0][0]))
-        means += [np.mean(hits)] if hits else []
-    return float(np.mean(means))
-
-
-def _levels(groups: Sequence[Group], judged: Sequence[Judged], name: str) -> dict[Any, dict[str, Any]]:
+def _levels(groups: Sequence[Group], name: str) -> dict[Any, dict[str, Any]]:
     """{level: {pass@1, ci95, n_problems, tokens_mean}} by a field of the problems, in ascending order."""
-    levels: dict[Any, list[Judged]] = {}
-    for group, samples in zip(groups, judged, strict=True):
-        if samples:
-            levels.setdefault(getattr(group.problem, name), []).append(samples)
-    rows = {}
-    for level, some in sorted(levels.items()):
-        tokens = fmean(chain.sampled_count for samples in some for chain, _ in samples)
-        rows[level] = {**pass_at_1(map(_correct, some)), "n_problems": len(some), "tokens_mean": tokens}
+    level_of, rows = attrgetter(f"problem.{name}"), {}
+    for level, found in groupby(sorted(groups, key=level_of), level_of):
+        some = [*found]
+        tokens = fmean(chain.sampled_count for group in some for chain, _ in group.judged)
+        rows[level] = pass_at_1(map(_correct, some)) | {"n_problems": len(some), "tokens_mean": tokens}
     return rows

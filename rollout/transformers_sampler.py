@@ -51,11 +51,10 @@ class TransformersSampler:
     async def sample(self, prompt_ids: Sequence[int], params: SamplingParams) -> Completion:
         """Sample one completion. Raises BadInput as the Protocol says, Fault where the model gives no distribution."""
         check_fits(len(prompt_ids), params.max_tokens, self.context)
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Row(list(prompt_ids), params, future))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        return await future
+        row = _Row(list(prompt_ids), params, asyncio.get_running_loop().create_future())
+        self._pending.append(row)
+        self._flusher = self._flusher or asyncio.create_task(self._flush())
+        return await row.future
 
     def load(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy and label weights (HF names). Raises Fault for a name, a shape or a moment that is wrong, or a gap."""
@@ -86,11 +85,10 @@ class TransformersSampler:
         batch: list[_Row] = []
         try:
             while self._pending:
-                seen, idle = len(self._pending), 0
-                while idle < 3:
+                seen = [len(self._pending)]
+                while len(seen) < 4 or len({*seen[-4:]}) > 1:
                     await asyncio.sleep(0)
-                    idle = idle + 1 if len(self._pending) == seen else 0
-                    seen = len(self._pending)
+                    seen.append(len(self._pending))
                 batch, self._pending = self._pending, []
                 batch.sort(key=lambda row: len(row.prompt))  # alike in length: less padding
                 for start in range(0, len(batch), self._max_batch):
@@ -107,8 +105,7 @@ class TransformersSampler:
         finally:
             for row in batch + self._pending:
                 row.future.cancel()  # does nothing to one that is done
-            self._pending = []
-            self._flusher = None
+            self._pending, self._flusher = [], None
 
     @torch.inference_mode()
     def _generate(self, rows: list[_Row]) -> None:

@@ -76,6 +76,11 @@ class Group:
     chains: list[Chain]  # [group_size]
     step: int = 0
 
+    @property
+    def judged(self) -> list[tuple[Chain, Score]]:
+        """The samples that neither errored nor were skipped, with their verdicts."""
+        return [(chain, chain.score) for chain in self.chains if chain.score is not None and chain.score.counts]
+
 
 class Sampler(Protocol):
     """Whatever continues a list of ids: the vLLM client, transformers, or a fake. One contract test for all."""

@@ -1,8 +1,7 @@
 """A measured accuracy, its uncertainty, and gains of it with the verdict on them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,7 @@ QUANTILES = (0.025, 0.975)
 SMALL_GAIN = 0.05  # an axis is saturated where the interval of what it added last lies below this
 
 
-@dataclass(frozen=True)
-class Accuracy:
+class Accuracy(NamedTuple):
     """pass@1 of one evaluation. Where two tell the outcomes of as many problems, these are the same, in one order."""
 
     value: float
@@ -49,8 +47,7 @@ class Accuracy:
         return share * (1 - share)
 
 
-@dataclass(frozen=True)
-class Gain:
+class Gain(NamedTuple):
     """Accuracy that was added, with its 95 % interval."""
 
     gain: float

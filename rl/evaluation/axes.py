@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +45,7 @@ def read_axes(paths: Sequence[Path], x: str = "flops") -> Axes:
     if not train and not several:
         named = " ".join(map(str, paths))
         raise BadInput(f"{named}: one point makes no axis; set eval.every or eval.budgets in the run")
-    first = replace(train[0], seeds=tuple(train[1:])) if train else None
+    first = train[0]._replace(seeds=tuple(train[1:])) if train else None
     return Axes(first, measure_thinking(thinkers) if several else None)
 
 
@@ -120,7 +119,7 @@ def read_thinker(name: str, path: Path) -> Thinker:
         accuracy = Accuracy(float(mean([row.accuracy for row in group])), group[0].ci95, sum(problems), outcomes)
         if len(group) > 1:
             low, high = wilson(accuracy.value, accuracy.size)
-            accuracy = replace(accuracy, ci95=(low, high))
+            accuracy = accuracy._replace(ci95=(low, high))
         tokens = np.average([row.tokens for row in group], weights=[row.n_samples for row in group])
         cells.append(Cell(prompt, budget, float(tokens), accuracy, pass_at, majority_at))
     return Thinker(name, tuple(sorted(cells, key=lambda cell: math.inf if cell.budget is None else cell.budget)))

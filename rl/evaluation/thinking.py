@@ -1,8 +1,8 @@
 """The thinking axis: accuracy against tokens spent a problem, by a cap on thinking and by more samples."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -15,8 +15,7 @@ BEYOND = 4  # pass@k is derived up to so many times the samples that were taken
 RATES = (np.log(1e-3), np.log(1e4))  # bounds of log a and log b, for problems all alike or all certain
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One prompt at one thinking cap, all tasks of the evaluation together."""
 
     prompt: str
@@ -66,8 +65,7 @@ class Thinker:
         ]
 
 
-@dataclass(frozen=True)
-class ThinkingAxis:
+class ThinkingAxis(NamedTuple):
     """All policies; doublings and verdict are the last one's."""
 
     thinkers: list[Thinker]
@@ -92,23 +90,22 @@ class ThinkingAxis:
         return words("thinking_axis", self)
 
     def to_json(self) -> dict[str, Any]:
-        def row(policy: str, cell: Cell) -> dict[str, Any]:
-            place = {"policy": policy, "prompt": cell.prompt, "budget": cell.budget, "tokens": cell.tokens}
+        def row(thinker: Thinker, cell: Cell) -> dict[str, Any]:
+            place = {"policy": thinker.name, "prompt": cell.prompt, "budget": cell.budget, "tokens": cell.tokens}
             return place | cell.accuracy.to_json()
 
-        doublings = [
-            {"caps": [cap.budget, twice.budget], "tokens": [cap.tokens, twice.tokens], **asdict(added)}
-            for cap, twice, added in self.doublings
-        ]
         return {
-            "points": [row(thinker.name, cell) for thinker in self.thinkers for cell in thinker.caps],
-            "direct": [row(thinker.name, thinker.direct) for thinker in self.thinkers if thinker.direct],
+            "points": [row(thinker, cell) for thinker in self.thinkers for cell in thinker.caps],
+            "direct": [row(thinker, thinker.direct) for thinker in self.thinkers if thinker.direct],
             "samples": [{"policy": thinker.name} | point for thinker in self.thinkers for point in thinker.samples],
             "policy": self.thinkers[-1].name,
             "doublings": len(self.counted),
-            "doubling_list": doublings,
-            "tail": self.tail and asdict(self.tail),
-        } | {"saturated_at": self.saturated_at, "verdict": self.verdict, "words": self.words}
+            "doubling_list": [
+                {"caps": [cap.budget, twice.budget], "tokens": [cap.tokens, twice.tokens]} | added._asdict()
+                for cap, twice, added in self.doublings
+            ],
+            "tail": self.tail and self.tail._asdict(),
+        } | {name: getattr(self, name) for name in ("saturated_at", "verdict", "words")}
 
 
 def measure_thinking(thinkers: list[Thinker]) -> ThinkingAxis:

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +30,7 @@ MIN_FIT = 4  # points, the base among them, below which nothing is fitted: the c
 MIN_CHECK = 8  # points below which there is no check and no verdict: half of them must still carry a fit
 
 
-@dataclass(frozen=True)
-class TrainPoint:
+class TrainPoint(NamedTuple):
     """A checkpoint on val."""
 
     step: int
@@ -50,8 +48,7 @@ class Run(NamedTuple):
     thinkers: Sequence[Thinker] = ()  # base, checkpoints and final policy, those that were measured on test
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """R(C) = R0 + (A - R0) / (1 + (Cmid / C)^B), ScaleRL (arXiv 2510.13786, equation 1): accuracy R at compute C."""
 
     base: float  # R0
@@ -75,24 +72,22 @@ def fit_curve(compute: Array, accuracy: Array, deviation: Array, base: float, ne
     high = np.array([max(1.0, base + 1e-9), np.log(MIDPOINTS[1]), np.log(EXPONENTS[1])])
 
     def curve(theta: Array) -> Fit:
-        return Fit(base, float(theta[0]), float(np.exp(theta[1])), float(np.exp(theta[2])))
-
-    def residuals(theta: Array) -> Array:
-        return (curve(theta).at(x) - accuracy) / deviation
+        return Fit(base, *theta[:1].tolist(), *np.exp(theta[1:]).tolist())
 
     top = base + 1.1 * max(float(accuracy.max()) - base, 0.0)
     starts = [(top, np.log(midpoint), np.log(exponent)) for midpoint, exponent in STARTS]
     if near is not None:
         starts = [(near.ceiling, np.log(near.midpoint / largest), np.log(near.exponent))]
     inside = 1e-6 * (high - low)
-    clipped = np.clip(starts, low + inside, high - inside)
-    found = [least_squares(residuals, start, bounds=(low, high)) for start in clipped]
+    found = [
+        least_squares(lambda theta: (curve(theta).at(x) - accuracy) / deviation, start, bounds=(low, high))
+        for start in np.clip(starts, low + inside, high - inside)
+    ]
     best = curve(min(found, key=lambda result: result.cost).x)
-    return replace(best, midpoint=best.midpoint * largest)
+    return best._replace(midpoint=best.midpoint * largest)
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """A fit with its uncertainty: what newly measured points would show."""
 
     fit: Fit
@@ -109,8 +104,7 @@ class Prediction:
         return low, high
 
 
-@dataclass(frozen=True)
-class TrainAxis:
+class TrainAxis(NamedTuple):
     """One run's training axis, by compute; what there are too few points for is None."""
 
     name: str
@@ -132,14 +126,13 @@ class TrainAxis:
         return words("training_axis", self, UNITS[self.x], MIN_CHECK)
 
     def to_json(self) -> dict[str, Any]:
-        points = [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points]
-        found: dict[str, Any] = {"run": self.name, "x": self.x, "points": points, "fit": None}
+        told = ("x", "inside", "band_at_end", "verdict", "bottleneck", "words")
+        found: dict[str, Any] = {"run": self.name} | {name: getattr(self, name) for name in told} | {"fit": None}
         if self.prediction is not None:
             ceilings = interval(np.array([draw.ceiling for draw in self.prediction.draws]))
-            found["fit"] = {"points": self.split, **asdict(self.prediction.fit), "ceiling_ci95": ceilings}
-        found |= {"inside": self.inside, "band_at_end": self.band_at_end}
-        found |= {"slope_last_third": self.slope and asdict(self.slope), "verdict": self.verdict}
-        found |= {"bottleneck": self.bottleneck, "words": self.words}
+            found["fit"] = {"points": self.split, **self.prediction.fit._asdict(), "ceiling_ci95": ceilings}
+        points = [{"step": point.step, **point.compute, **point.accuracy.to_json()} for point in self.points]
+        found |= {"points": points, "slope_last_third": self.slope and self.slope._asdict()}
         return found | {"seeds": [seed.to_json() for seed in self.seeds]}
 
 
@@ -153,14 +146,13 @@ def measure_training(run: Run, x: str = "flops") -> TrainAxis:
     split = (len(points) + 1) // 2 if checked else len(points)
     prediction = predict(compute[:split], accuracies[:split]) if fitted else None
     inside = band_at_end = slope = None
-    verdict: Verdict = "undecided"
     if prediction is not None and checked:
         values = np.array([accuracy.value for accuracy in accuracies])
         low, high = prediction.band(compute, np.array([accuracy.size for accuracy in accuracies]))
         inside = float(np.mean((low <= values)[split:] & (values <= high)[split:]))
         band_at_end = float(high[-1] - low[-1]) / 2
         slope = measure_slope(compute, accuracies)
-        verdict = slope.verdict
+    verdict = slope.verdict if slope else "undecided"
     bottleneck = None if verdict == "rising" else name_bottleneck(run.rows, run.config)
     found = (prediction, inside, band_at_end, slope, verdict, bottleneck)
     return TrainAxis(run.name, x, points, compute, accuracies, split, *found)

@@ -139,16 +139,11 @@ def find_examples(record: dict[str, Any]) -> dict[str, Any]:
 
 def pair_chains(before: Sequence[Group], after: Sequence[Group]) -> dict[str, list[Pair]]:
     """Problems by what became of them: the first judged chain of each model on every problem that both have."""
-
-    def judged(group: Group) -> Chain | None:
-        return next((chain for chain in group.chains if chain.score is not None and chain.score.counts), None)
-
-    later = {group.problem.id: judged(group) for group in after}
+    later = {group.problem.id: group.judged for group in after}
     pairs: dict[str, list[Pair]] = {outcome: [] for outcome in PICKS}
-    for group in before:
-        first, last = judged(group), later.get(group.problem.id)
-        if first and last and first.score and last.score:
-            pairs[OUTCOMES[first.score.correct, last.score.correct]].append((group.problem, first, last))
+    for problem, judged in ((group.problem, group.judged) for group in before):
+        for (first, was), (last, now) in zip(judged[:1], later.get(problem.id, [])[:1], strict=False):
+            pairs[OUTCOMES[was.correct, now.correct]].append((problem, first, last))
     return pairs
 
 

@@ -47,10 +47,10 @@ def draw_figures(axes: Axes) -> dict[str, Figure]:
     """{train, thinking}: the picture of each axis that was measured, without a title."""
     figures: dict[str, Figure] = {}
     draws: dict[str, Any] = {"train": draw_training, "thinking": draw_thinking}
-    for name, draw in draws.items():
-        if (axis := getattr(axes, name)) is not None:
+    for name, axis in axes._asdict().items():
+        if axis is not None:
             figures[name] = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-            draw(figures[name].add_subplot(ylim=(0, 1)), axis)
+            draws[name](figures[name].add_subplot(ylim=(0, 1)), axis)
     return figures
 
 
@@ -255,13 +255,11 @@ def number(value: Any) -> str:
     """At most three significant digits (1,234, 12.3, 0.0123), powers of ten where they are shorter, a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE
-    size, power = abs(value), ""
-    digits = max(0, 2 - math.floor(math.log10(size))) if size else 0
-    text = f"{value:,.{digits}f}"
-    if size and not 1e-4 <= size < 1e6:
-        text, exponent = f"{value:.1e}".split("e")
-        power = f" {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", MINUS) + power
+    text, power = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}", ""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        text, _, exponent = f"{value:.1e}".partition("e")
+        text, power = text.removesuffix(".0"), f" {TIMES} 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return text.replace("-", MINUS) + power
 
 
 def si(value: float, unit: str = "") -> str:
