@@ -45,19 +45,16 @@ class Evaluator:
         """Evaluate under `label`, `samples` chains a problem (0 = eval.samples); with budgets direct answers, too."""
         if read_cells(self.run, label) is not None:
             return
-        setup, config, progress = self.setup, self.setup.config, self.progress
+        setup, config, phase = self.setup, self.setup.config, self.progress.phase
         caps = tuple(dict.fromkeys([*budgets, None])) if budgets else (config.budget.think,)
         plan = replace(setup.plan, samples=samples or config.eval.samples, budgets=caps)
         plan.check(setup.template)
         examiner = Examiner(sampler, setup.template, self.pool, setup.spec_of, plan)
         problems, styles = setup.eval_problems(split), STYLES if budgets else STYLES[:1]
-        done, total = itertools.count(1), len(styles) * len(problems) * plan.samples
-
-        def on_chain() -> None:
-            progress.phase(f"evaluating {next(done)}/{total}")
-
-        found = [await collect(problems, examiner, style, on_chain) for style in styles]
-        self._store(label, split, plan, [group for groups in found for group in groups])
+        done, total, groups = itertools.count(1), len(styles) * len(problems) * plan.samples, list[Group]()
+        for style in styles:
+            groups += await collect(problems, examiner, style, lambda: phase(f"evaluating {next(done)}/{total}"))
+        self._store(label, split, plan, groups)
 
     async def run_patient(self, sampler: Sampler) -> None:
         """The control base-patient, what patience alone buys: `base`, each close taken back until a hit is claimed."""
@@ -66,13 +63,10 @@ class Evaluator:
             return
         base, plan = read_groups(self.run, "base"), setup.plan
 
-        def claims_a_hit(thinking: str) -> bool:
-            return any(attempt.claimed for attempt in read_tries(thinking)[-1:])
-
         async def go_on(problem: Problem, k: int, chain: Chain) -> Chain:
             seeds = partial(request_seed, plan.seed, EVAL_STEP, problem.id, k)
             asked = Budgeted(sampler, template, seeds, plan.temperature, plan.max_tokens, plan.answer)
-            longer = await asked.extend(chain, None, claims_a_hit)
+            longer = await asked.extend(chain, None, lambda thought: any(t.claimed for t in read_tries(thought)[-1:]))
             return await score_chain(longer, problem, template=template, pool=self.pool, spec=setup.spec_of(problem))
 
         chains = iter(await gather_all(go_on(g.problem, k, chain) for g in base for k, chain in enumerate(g.chains)))

@@ -56,18 +56,13 @@ def is_adapter(name: str) -> bool:
 def _skipped(model: Any, layers: list[nn.Linear]) -> int:
     """Matrix products, in weights, that the backward pass under LoRA need not do: by weight in a frozen layer, by input
     in one whose input no trained parameter has touched, which one token's forward pass shows."""
-    untouched: set[nn.Module] = set()
-
-    def look(module: nn.Module, args: tuple[torch.Tensor]) -> None:
-        if not args[0].requires_grad:
-            untouched.add(module)
-
-    hooks = [m.register_forward_pre_hook(look) for m in layers]
+    learns: dict[nn.Module, bool] = {}  # whether the input has a gradient
+    hooks = [m.register_forward_pre_hook(lambda m, args: learns.update({m: args[0].requires_grad})) for m in layers]
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     model.base_model(input_ids=ids, position_ids=ids, use_cache=False, varlen=VarlenPlan(ids.new_tensor([0, 1]), [1]))
     for hook in hooks:
         hook.remove()
-    return sum(m.weight.numel() * ((not m.weight.requires_grad) + (m in untouched)) for m in layers)
+    return sum(m.weight.numel() * (2 - m.weight.requires_grad - learns.get(m, True)) for m in layers)
 
 
 def forward_flops(shape: ModelShape, lengths: Sequence[int], head_tokens: int) -> float:

@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import cycle
+from operator import truediv
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -240,12 +242,8 @@ def draw_panels(panels: Sequence[Panel], rows: Sequence[Row], bound: float | Non
 
 def column(rows: Sequence[Row], key: str, most: int = 400) -> NDArray[np.float64]:
     """A metric over the steps, [at most `most`], NaN where there is none; "a per b" divides one by another."""
-
-    def read(name: str) -> Any:  # masked where nothing was logged; a division by zero masks, too
-        return np.ma.masked_invalid(np.array([row.get(name) for row in rows], dtype=float))
-
-    over, _, under = key.partition(" per ")
-    values = read(over) / read(under) if under else read(over)
+    parts = [np.array([row.get(name) for row in rows], dtype=float) for name in key.split(" per ")]
+    values = reduce(truediv, map(np.ma.masked_invalid, parts))  # masked: not logged, or divided by zero
     size = math.ceil(len(values) / most) or 1  # means of runs: a page can't show more
     padded = np.ma.append(values, np.ma.masked_all(-len(values) % size))
     return padded.reshape(-1, size).mean(axis=1).filled(np.nan)
