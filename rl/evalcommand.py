@@ -145,8 +145,7 @@ def worked_examples(task: Task, count: int) -> list[Shot]:
     size = task.size("train")
     if size is not None and size < count:
         raise BadInput(f"task {task.name} has {size} train problems, --shots {count} asks for more; lower it")
-    problems = [task.problem(i, "train") for i in range(count)]
-    return [(problem.prompt, task.gold(problem)) for problem in problems]
+    return [(problem.prompt, task.gold(problem)) for problem in (task.problem(i, "train") for i in range(count))]
 
 
 def what_was_asked(request: EvalRequest, target: Target, questions: list[Question]) -> dict[str, Any]:

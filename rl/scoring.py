@@ -16,7 +16,7 @@ import yaml
 
 from rewards.answer import CLOSE, OPEN, as_text, final_answer
 from rewards.errors import BadInput, Fault
-from rewards.gold import first_problems, in_order
+from rewards.gold import SpecOf, first_problems, in_order
 from rewards.math import SECOND, TAIL, auditable, chosen
 from rewards.pool import RewardPool
 from rewards.tasks import GENERATORS, load_task
@@ -105,9 +105,7 @@ def audit_figures(counts: Counter[str]) -> dict[str, float]:
     return figures if wrong + right else {}
 
 
-def check_rewards(
-    groups: Sequence[Group], spec_of: Callable[[Problem], Any], bound: float, say: Callable[[str], None]
-) -> Row:
+def check_rewards(groups: Sequence[Group], spec_of: SpecOf, bound: float, say: Callable[[str], None]) -> Row:
     """Metrics rewards/STATUS/NAME of rewards that failed, each said; Fault where over `bound` of the chains did so."""
     scores = [(g.problem, c.score) for g in groups for c in g.chains if c.score is not None]
     failures: dict[str, list[Score]] = {}

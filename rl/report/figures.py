@@ -6,13 +6,12 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from itertools import cycle
 from operator import truediv
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -182,8 +181,7 @@ def draw_axes(run_dir: Path) -> dict[str, Any]:
     return drawn
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One plot over the steps, as panels.yaml describes it."""
 
     title: str
