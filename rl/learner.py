@@ -339,7 +339,7 @@ class Learner:
             "kl/ref": 0.0 if state.ref is None else float(k3(state.old, state.ref)[state.mask].mean()),
             "approx_kl": mean("approx_kl"),
             "clip_fraction": mean("clipped"),
-            "entropy": float(state.entropy.nanmean()),
+            "entropy": float(state.entropy[state.mask].nanmean()),
             "grad_norm": mean("grad_norm", by="done"),
             "learning_rate": self.learning_rate(self.updates_due - 1),
             "ratio/max": state.ratio_max if "tokens" in tally else math.nan,

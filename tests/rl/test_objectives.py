@@ -114,6 +114,26 @@ def test_off_policy_the_kl_in_the_loss_has_the_detached_ratio() -> None:
     torch.testing.assert_close(gradient, 0.5 * 0.5 * ratio * (1 - (state.ref - current.detach()).exp()))
 
 
+def test_only_trained_tokens_are_in_the_means_of_kl_and_entropy() -> None:
+    """By hand through plain forward passes: inserted tokens and one without a sampler's logprob are in neither."""
+    first = make_chain([3, 9, 4, 1, 5], 1, inserted=(2,), value=1.0)
+    second = replace(make_chain([3, 2, 6, 5], 1), sampler_logprobs=[0.0, -3.0, math.nan, -3.0])
+    learner = make_learner("grpo", {"kl_weight": 0.1}, ref_seed=5)
+    kls, entropies = [], []
+    for chain, trained in ((first, (1, 3, 4)), (second, (1, 3))):
+        ids = torch.tensor([chain.token_ids])
+        with torch.no_grad():
+            policy, ref = (small_model(name="sdpa", seed=seed)(ids).logits[0].log_softmax(-1) for seed in (0, 5))
+        for t in trained:
+            gap = float(ref[t - 1, ids[0, t]] - policy[t - 1, ids[0, t]])
+            kls.append(math.exp(gap) - 1 - gap)
+            entropies.append(float(-(policy[t - 1].exp() * policy[t - 1]).sum()))
+    stats = learner.step([make_group([first, second])], version=0)
+    assert (stats["tokens/trained"], stats["tokens/missing"]) == (5, 1)
+    assert stats["kl/ref"] == pytest.approx(sum(kls) / 5, rel=1e-4)
+    assert stats["entropy"] == pytest.approx(sum(entropies) / 5, rel=1e-4)
+
+
 # --- a reference that follows
 
 
