@@ -46,11 +46,12 @@ def varlen_attention(
         raise BadInput(f"{type(module).__name__} needs {lack}, which {NAME} does not compute")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _flash(query, key, value, varlen, scaling, sliding_window), None
-    outputs, window, start = [], sliding_window, 0
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, D]
-    for length, run in groupby(varlen.lengths):  # neighbours as long as each other go together
-        part, chains = slice(start, start := start + length * (count := len(list(run)))), (count, length)
-        q, k, v = (x[part].unflatten(0, chains).transpose(1, 2) for x in (query, key, value))  # [count, H, length, D]
+    outputs, window = [], sliding_window
+    runs = [(len(list(run)), length) for length, run in groupby(varlen.lengths)]  # chains of one length go together
+    # Cut by one split, whose backward pass is one copy; a slice's would fill a whole row with zeros, each time.
+    rows = (x[0].transpose(0, 1).split([count * length for count, length in runs]) for x in (query, key, value))
+    for (count, length), *parts in zip(runs, *rows, strict=True):
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)  # [count, H, length, D]
         band = None
         if window is not None and window < length:  # each token sees itself and the window - 1 before it
             full = torch.ones(length, length, dtype=torch.bool, device=q.device)

@@ -11,7 +11,7 @@ from rewards.errors import BadInput, Fault
 from rl.attention import VarlenPlan, varlen_attention
 from tests.rl.chains import VOCAB, small_model
 
-LENGTHS = [5, 1, 12, 11, 3, 12]
+LENGTHS = [5, 1, 12, 12, 11, 3, 3, 3, 12]  # neighbours as long as each other go through one call
 ARCHITECTURES = ["llama", "qwen2", "qwen3"]
 
 
