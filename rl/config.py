@@ -25,7 +25,7 @@ class Section(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Fields get their descriptions, for docs/configuration.md."""
         for name, field in cls.model_fields.items():
-            field.description = field.description or WORDS[cls.__name__].get(name)
+            field.description = field.description or WORDS.get(cls.__name__, {}).get(name)
 
 
 S = TypeVar("S", bound=Section)

@@ -60,7 +60,7 @@ def resolve_objective(algorithm: str, overrides: ObjectiveConfig, group_size: in
     """The row of an algorithm with the overrides that are not null. Raises BadInput for what is unknown, or does not go
     with the rest; functions of one's own are imported."""
     if algorithm not in ROWS:
-        raise BadInput(f"algorithm={algorithm!r} is unknown; {nearest(algorithm, ROWS)}")
+        raise BadInput(f"algorithm={algorithm!r} is unknown; choose one of {', '.join(ROWS)}")
     found = Objective(**ROWS["grpo"] | ROWS[algorithm] | overrides.model_dump(exclude_none=True))
     objective = replace(found, kl_estimator=found.kl_estimator or DEFAULT_KL[found.kl_place])
     if (objective.kl_place, objective.kl_estimator) == ("loss", "k1"):
