@@ -9,9 +9,13 @@ MAX_LINE = 500  # characters
 class BadInput(Exception):
     """Wrong input or configuration, refused before or without loss (exit 2). One line: the offending value, the fix."""
 
+    exit_code = 2
+
 
 class Fault(Exception):
     """Something broke while running (a server, a reward, NaN): saved, exit 3. One line: what broke, what to do next."""
+
+    exit_code = 3
 
 
 def one_line(text: str) -> str:

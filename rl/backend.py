@@ -203,7 +203,8 @@ def choose_backend(setup: Setup, run: RunDir, replay: bool = False) -> Backend:
 def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSpec:
     """The server to train with, of random weights or the model's; BadInput where it and the learner don't fit."""
     config, server, gpus = setup.config, setup.config.server, setup.hardware.gpus
-    placement = place(config, setup.hardware, setup.context) if gpus else Placement([], serving_gpus(config, 0))
+    here = setup.hardware, setup.context, setup.ranks
+    placement = place(config, *here) if gpus else Placement([], serving_gpus(config, 0))
     placement.check()
     share, nccl = placement.server_share or server.gpu_memory_utilization, config.sync.backend == "nccl"
     return ServerSpec(

@@ -45,6 +45,20 @@ class TrainBatch:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, token_ids=[ids.to(device) for ids in self.token_ids], **moved)
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything by name, on the CPU, for another rank; `from_tensors` makes the same batch of it."""
+        plain = {k: v.clone(memory_format=torch.contiguous_format) for k, v in vars(self).items() if torch.is_tensor(v)}
+        lengths = torch.tensor([len(ids) for ids in self.token_ids], dtype=torch.long)
+        counts = torch.tensor([self.dropped, self.no_variance])
+        ids, bounds = torch.cat([torch.arange(0), *self.token_ids]), torch.tensor(self.row_bounds)
+        return plain | {"token_ids": ids, "lengths": lengths, "row_bounds": bounds, "counts": counts}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        lengths, (dropped, no_variance) = tensors.pop("lengths").tolist(), tensors.pop("counts").tolist()
+        ids, bounds = list(torch.split(tensors.pop("token_ids"), lengths)), tensors.pop("row_bounds").tolist()
+        return cls(token_ids=ids, row_bounds=bounds, dropped=dropped, no_variance=no_variance, **tensors)
+
     def rows_of(self, sequences: Sequence[int]) -> Tensor:
         """The rows of some chains, in their order, [n] int64."""
         spans = [torch.arange(self.row_bounds[s], self.row_bounds[s + 1]) for s in sequences]
@@ -59,6 +73,7 @@ class MicroBatch(VarlenPlan):
     position_ids: Tensor  # [1, T] int64, restarts at 0 with each chain
     predictors: Tensor  # [N] int64, the position whose output predicts each row
     rows: Tensor  # [N] int64, the rows in the TrainBatch
+    counts: bool = True  # False: it only keeps this rank in step with the others
 
 
 def build_batch(
@@ -137,20 +152,29 @@ def split_minibatches(batch: TrainBatch, n: int) -> list[list[int]]:
     return parts
 
 
-def pack(batch: TrainBatch, sequences: Sequence[int], tokens_per_microbatch: int) -> list[MicroBatch]:
-    """Micro-batches of at most so many tokens, chains in order; a longer one has its own, one without rows none."""
-    bins: list[list[int]] = []
-    room = 0
-    for s in sequences:
-        length = len(batch.token_ids[s])
-        if batch.row_bounds[s] == batch.row_bounds[s + 1]:
-            continue
-        if not bins or length > room:
-            bins.append([])
-            room = tokens_per_microbatch
-        bins[-1].append(s)
-        room -= length
-    return [_micro_batch(batch, part) for part in bins]
+def pack(
+    batch: TrainBatch, sequences: Sequence[int], tokens_per_microbatch: int, rank: int = 0, ranks: int = 1
+) -> list[MicroBatch]:
+    """Micro-batches of at most so many tokens, chains in order; a longer one has its own, one without rows none.
+    Of several ranks each has its share of the chains and as many micro-batches as the others: where it lacks some, the
+    shortest chain stands in, not counted."""
+    chains = [s for s in sequences if batch.row_bounds[s] < batch.row_bounds[s + 1]]
+    lengths = [len(batch.token_ids[s]) for s in chains]
+    shares: list[list[list[int]]] = []
+    for share in balance(lengths, ranks):
+        bins: list[list[int]] = []
+        room = 0
+        for i in share:
+            if not bins or lengths[i] > room:
+                bins.append([])
+                room = tokens_per_microbatch
+            bins[-1].append(chains[i])
+            room -= lengths[i]
+        shares.append(bins)
+    micros = [_micro_batch(batch, bins) for bins in shares[rank]]
+    while len(micros) < max(map(len, shares)):
+        micros.append(_micro_batch(batch, [chains[lengths.index(min(lengths))]], counts=False))
+    return micros
 
 
 def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
@@ -165,7 +189,7 @@ def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def _micro_batch(batch: TrainBatch, sequences: list[int]) -> MicroBatch:
+def _micro_batch(batch: TrainBatch, sequences: list[int], counts: bool = True) -> MicroBatch:
     device, bounds = batch.targets.device, batch.row_bounds
     lengths = [len(batch.token_ids[s]) for s in sequences]
     starts = [0, *accumulate(lengths)]
@@ -180,4 +204,5 @@ def _micro_batch(batch: TrainBatch, sequences: list[int]) -> MicroBatch:
         lengths=lengths,
         predictors=torch.cat(predictors),
         rows=batch.rows_of(sequences),
+        counts=counts,
     )

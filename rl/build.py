@@ -20,6 +20,7 @@ from rollout.server.process import served_hardware
 
 if TYPE_CHECKING:  # torch and transformers load when the learner is built
     from rl.learner import Learner
+    from rl.parallel import Ranks
 
 PROBLEMS_SCANNED = 2000  # prompts that are tokenized before the run to find the longest
 
@@ -35,6 +36,7 @@ class Setup:
     hardware: Hardware
     fingerprint: str  # what a resumed run must find unchanged
     objective: Objective
+    ranks: int = 1  # of the learner
 
     def problems(self, step: int) -> list[Problem]:
         """The training problems of one step (from 1) where none is replaced or retired (rl/curriculum.py)."""
@@ -108,10 +110,11 @@ def model_context(path: str) -> int:
     return limit
 
 
-def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
+def build_learner(config: Config, checkpoint: str | None = None, ranks: "Ranks | None" = None) -> "Learner":
     """Load the policy (of a checkpoint where one is given) and, where the objective needs it, the reference."""
     from rl.learner import Learner
     from rl.model import add_adapter, load_policy, twin
+    from rl.parallel import ONE
 
     model, seed, reference = config.model, config.seed, None
     objective = objective_of(config)
@@ -128,6 +131,6 @@ def build_learner(config: Config, checkpoint: str | None = None) -> "Learner":
     critic = (load_policy(model.path, "float32", seed)[0], config.critic) if objective.needs_critic else None
     return Learner(
         policy, objective, config.train, temperature=config.rollout.temperature, total_steps=config.train.steps,
-        max_tokens=config.rollout.max_tokens, reference=reference, critic=critic, dtype=model.dtype,
+        max_tokens=config.rollout.max_tokens, reference=reference, critic=critic, dtype=model.dtype, ranks=ranks or ONE,
         part_weights=[(name, float(part.get("weight", 1.0))) for name, part in parts.items()],
     )  # fmt: skip

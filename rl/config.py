@@ -133,6 +133,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    sharding: Literal["none", "fsdp2"] = "none"
     threads: int | None = Field(None, ge=1)
 
 

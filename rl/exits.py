@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -26,7 +27,7 @@ class Stopped(Exception):
 
     def __init__(self, signum: int, where: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}{where}")
-        self.signum = signum
+        self.signum, self.exit_code = signum, 128 + signum
 
 
 class StopSignal:
@@ -77,12 +78,10 @@ def run_command(call: Callable[[], int | None]) -> int:
     wrong_usage: Any = typer.BadParameter.__mro__[2]  # the base class, in whichever copy of click typer carries
     try:
         code = call() or 0  # commands return None; typer answers a Ctrl-C, or an Exit, with its code
+    except (BadInput, Fault, Stopped) as error:
+        return _say(str(error), error.exit_code)
     except CheckFailed:
         return 1
-    except (BadInput, Fault) as error:
-        return _say(str(error), 2 if isinstance(error, BadInput) else 3)
-    except Stopped as error:
-        return _say(str(error), 128 + error.signum)
     except wrong_usage as error:
         return _say(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -95,5 +94,8 @@ def run_command(call: Callable[[], int | None]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"ponder: {' '.join(message.split())}", file=sys.stderr)
+    if code == 2 and os.environ.get("RANK", "0") != "0":
+        time.sleep(3)  # every rank finds the same; rank 0 says it, and a launcher ends all of them with the first
+    else:
+        print(f"ponder: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -5,6 +5,8 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,8 +24,10 @@ from rl.exits import StopSignal
 from rl.loop import Trainer
 from rl.memory import Shapes, place
 from rl.metrics import truncate_metrics
+from rl.parallel import ONE, Ranks, join
 from rl.rundir import RunDir
 from rl.scoring import FAILED
+from rl.sync import ModuleSource
 from rl.views import RunProgress, words
 from rollout import store
 from rollout.prompt import Template
@@ -37,11 +41,26 @@ NAMED = 5  # offending rows that are named
 
 
 def launch(
-    config: Config, run: RunDir, *, resume: bool = False, replay: Path | None = None, overwrite: bool = False
+    config: Config,
+    run: RunDir,
+    *,
+    resume: bool = False,
+    replay: Path | None = None,
+    overwrite: bool = False,
+    size: int = 1,
 ) -> None:
-    """Run the whole training in `run`. Bad input is refused before anything in the directory changes."""
+    """Run the whole training in `run`. Bad input is refused before anything in the directory changes. Of `size` ranks
+    the first does so, the others follow it."""
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPU 0 is the same to us, the server and nvidia-smi
-    setup = prepare(config)
+    ranks = ONE if size == 1 else join(os.environ, config.train.sharding == "fsdp2")
+    if ranks.rank > 0:
+        ranks.follow(commands(config, run, ranks))
+    with ranks.ending():
+        _launch(config, run, ranks, resume, replay, overwrite)
+
+
+def _launch(config: Config, run: RunDir, ranks: Ranks, resume: bool, replay: Path | None, overwrite: bool) -> None:
+    setup = replace(prepare(config), ranks=ranks.size)
     samples = RunDir(replay).samples if replay is not None else None
     if samples is not None and not samples.is_file():
         raise BadInput(f"--replay {replay}: no {samples.name} there; name a run directory that holds chains")
@@ -54,10 +73,30 @@ def launch(
             return
         if not (resume or overwrite):
             run.check_free()
-        asyncio.run(_run(setup, run, checkpoint, samples, resume))
+        asyncio.run(_run(setup, run, ranks, checkpoint, samples, resume))
 
 
-async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples: Path | None, resume: bool) -> None:
+def commands(config: Config, run: RunDir, ranks: Ranks) -> dict[str, Callable[..., object]]:
+    """What rank 0 may ask of the others, as they do it."""
+    built: list[Learner] = []
+
+    def build(step: int) -> None:
+        checkpoint = Checkpoint(run.checkpoints / f"step-{step}", step) if step else None
+        built.append(build_learner(config, str(checkpoint.path) if checkpoint else None, ranks))
+        if checkpoint is not None:
+            built[0].load_state_dict(checkpoint.learner_state())
+
+    return {
+        "build": build,
+        "step": lambda version: built[0].step((), version),
+        "state_dict": lambda: built[0].state_dict(),
+        "tensor": lambda name, dtype, part: ModuleSource(built[0].policy, dtype, part, ranks).tensor(name),
+    }
+
+
+async def _run(
+    setup: Setup, run: RunDir, ranks: Ranks, checkpoint: Checkpoint | None, samples: Path | None, resume: bool
+) -> None:
     """Check, make the directory ready, then start what is heavy and run the loop."""
     config, rewards, done = setup.config, setup.config.rewards, checkpoint.step if checkpoint else 0
     with StopSignal() as stop:
@@ -77,7 +116,7 @@ async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples
                 else:
                     run.create(config)
                 with RunProgress(config.train.steps, done) as progress:
-                    learner = await stop.guard(_start(backend, config, checkpoint, progress))
+                    learner = await stop.guard(_start(backend, config, ranks, checkpoint, progress))
                     trainer = Trainer(setup, run, backend, pool, learner, progress, stop, samples)
                     if checkpoint is not None:
                         trainer.restore(checkpoint)
@@ -88,14 +127,17 @@ async def _run(setup: Setup, run: RunDir, checkpoint: Checkpoint | None, samples
     print(f"report: {build_report(run.path)}")
 
 
-async def _start(backend: Backend, config: Config, checkpoint: Checkpoint | None, progress: RunProgress) -> "Learner":
+async def _start(
+    backend: Backend, config: Config, ranks: Ranks, checkpoint: Checkpoint | None, progress: RunProgress
+) -> "Learner":
     """Start what samples, and load the model beside it."""
     starting = asyncio.create_task(backend.start(progress.waiting))
     try:
         await asyncio.sleep(0)  # the server process is on its way now, or refused
         if starting.done() or config.rollout.colocate:
             await starting  # colocated: vLLM measures the GPU as it starts, nobody else may take of it meanwhile
-        learner = build_learner(config, str(checkpoint.path) if checkpoint else None)
+        with ranks.together("build", checkpoint.step if checkpoint else 0):
+            learner = build_learner(config, str(checkpoint.path) if checkpoint else None, ranks)
         await starting
         return learner
     finally:

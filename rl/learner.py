@@ -6,25 +6,28 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeAlias
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rewards.errors import Fault
+from rewards.errors import BadInput, Fault
 from rl.advantages import Outcome, whiten
-from rl.batch import MicroBatch, TrainBatch, build_batch, flatten, pack, split_minibatches
+from rl.batch import MicroBatch, TrainBatch, build_batch, flatten, split_minibatches
 from rl.config import CriticConfig, TrainConfig
 from rl.correction import correct
 from rl.critic import Critic
 from rl.flops import ModelShape, forward_flops, measure_peak_gflops, training_flops
 from rl.kl import ESTIMATORS, k3
 from rl.losses import Tokens, aggregate, diagnose, masked, token_weights
-from rl.model import policy_logprobs
+from rl.model import Scorer
+from rl.parallel import ONE, Ranks, full, like
 from rl.presets import GROUPLESS, Objective, find
 from rollout.types import Chain, Group
 
@@ -52,7 +55,8 @@ class StepState:
     kl_term: bool = False  # whether the loss has a KL to the reference
     frozen: bool = False  # whether the critic alone learns
     ratio_max: float = 0.0  # the largest current / old that a trained token had
-    tally: Any = field(default_factory=Counter)  # sums over micro-batches by name, tensors on their device
+    tally: Any = field(default_factory=Counter)  # sums over this rank's micro-batches, tensors on their device
+    updates: Any = field(default_factory=Counter)  # the same over optimizer steps, alike on all ranks
 
     def has_signal(self, part: Sequence[int]) -> bool:
         """Whether some chains can move the policy: a KL term, or an advantage that is not zero."""
@@ -77,6 +81,7 @@ class Learner:
         critic: tuple[PreTrainedModel, CriticConfig] | None = None,
         part_weights: Sequence[tuple[str, float]] = (),
         dtype: str = "float32",
+        ranks: Ranks = ONE,
     ) -> None:
         """`total_steps` is the whole run's, for the decay; `reference` is needed where the objective has a KL term,
         `critic`, the model that it begins from, where advantages are against values; `max_tokens` is the cap of a
@@ -87,28 +92,31 @@ class Learner:
         if objective.needs_critic and critic is None:
             raise ValueError("objective.advantage=gae needs a critic")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(train.threads or cores or 1)
+        torch.set_num_threads(train.threads or max(1, (cores or 1) // ranks.size))
         self.objective, self.train, self.temperature = objective, train, temperature
         self.max_tokens, self.part_weights = max_tokens, dict(part_weights)
         self.loss, self.estimator = find("loss", objective.loss), find("advantage", objective.advantage)
         self.total_updates = total_steps * train.epochs * train.minibatches
         self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision="bf16" if dtype == "bfloat16" else "no"
-        )
+            cpu=not torch.cuda.is_available(), mixed_precision="bf16" if dtype == "bfloat16" else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )  # fmt: skip
+        if self.accelerator.num_processes != ranks.size:
+            raise BadInput(f"{ranks.size} ranks were asked for, accelerate sees {self.accelerator.num_processes}")
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
-        named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
-        parameters = [p for _, p in named]
-        optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
-        self.policy, self.optimizer = self.accelerator.prepare(policy.train(), optimizer)
-        self.reference = reference
+        self.shape = ModelShape.of(policy)
+        self.policy, self.reference, self.ranks = policy.train(), reference, ranks
+        scorer, self.optimizer = ranks.ready(Scorer(policy), train.learning_rate, train.weight_decay, self.accelerator)
+        self.scorers = {policy: scorer}
         if reference is not None:
             reference.to(self.accelerator.device).eval().requires_grad_(False)
-        self.critic = Critic(*critic, train, self.accelerator) if critic else None
-        self.trained = [(*each, self.optimizer) for each in named] + (self.critic.trained if self.critic else [])
+            self.scorers[reference] = ranks.ready(Scorer(reference), 0.0, 0.0, self.accelerator)[0]
+        self.critic = Critic(*critic, train, self.accelerator, ranks) if critic else None
+        self.trained = [(name, p, self.optimizer) for name, p in policy.named_parameters() if p.requires_grad]
+        self.trained += self.critic.trained if self.critic else []
         warmup = critic[1].warmup_steps if critic else 0
         self.held_updates = warmup * train.epochs * train.minibatches  # of the policy, until the critic is warm
-        self.shape = ModelShape.of(policy)
         self.updates_due = 0  # optimizer steps that the schedule has seen, skipped ones included
         self.nonfinite_in_a_row = 0
 
@@ -122,10 +130,14 @@ class Learner:
         """Train on one step's scored groups; `version` is the label of the weights held now.
         `check` gets the mismatch figures once, before any optimizer step: when it raises, no weight has moved.
         Raises Fault after MAX_NONFINITE optimizer steps in a row without a finite loss and gradient."""
+        with self.ranks.together("step", version):
+            return self._step(groups, version, check)
+
+    def _step(self, groups: Sequence[Group], version: int, check: Check | None) -> StepStats:
         start = time.perf_counter()
         wanted, company = self.objective, 1 if self.objective.advantage in GROUPLESS else 2
         rules = (company, wanted.no_variance, wanted.overlong, self.max_tokens, list(self.part_weights))
-        state = self.prepare(build_batch(groups, version, *rules))
+        state = self.prepare(self.ranks.share(build_batch(groups, version, *rules)))
         parts = split_minibatches(state.batch, self.train.minibatches)
         free: Sequence[int] = []
         if self.critic is not None:
@@ -140,7 +152,7 @@ class Learner:
             self._score(state, self.reference, state.batch.sequences)
         if wanted.kl_in_reward:
             self.estimate(state)
-        check = check or (lambda stats: None)
+        check = self.ranks.agreed(check or (lambda stats: None))
         if not free:
             check(mismatch(state))
         first_update = self.updates_due
@@ -171,14 +183,15 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything but the weights that the next step depends on, as named tensors for a safetensors file."""
-        state = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
+        found = {"learner.counters": torch.tensor([self.updates_due, self.nonfinite_in_a_row])}
         for name, parameter, optimizer in self.trained:
             own = optimizer.state.get(parameter, {})
-            state |= {f"optimizer.{key}.{name}": value for key, value in own.items()}
-        state |= {name: parameter for name, parameter, _ in self.critic.trained} if self.critic else {}
+            found |= {f"optimizer.{key}.{name}": value for key, value in own.items()}
+        found |= {name: parameter for name, parameter, _ in self.critic.trained} if self.critic else {}
         if self.reference is not None and self.objective.reference_reset:
-            state |= {f"reference.{name}": parameter for name, parameter in self.reference.named_parameters()}
-        return state
+            found |= {f"reference.{name}": parameter for name, parameter in self.reference.named_parameters()}
+        with self.ranks.gathering("state_dict"):
+            return {name: self.ranks.whole(value.detach()) for name, value in found.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave. Raises Fault where it belongs to another model."""
@@ -191,14 +204,14 @@ class Learner:
             found = {key: state[full].to(parameter.device, copy=True) for key, full in keys.items() if full in state}
             if len(found) < len(keys) or found["exp_avg"].shape != parameter.shape:
                 raise Fault(f"the optimizer state of {name} is not this model's; resume with the model of the run")
-            optimizer.state[parameter] = found
+            optimizer.state[parameter] = {k: v if k == "step" else like(v, parameter) for k, v in found.items()}
         for name, parameter, _ in self.critic.trained if self.critic else ():
             if name not in state or state[name].shape != parameter.shape:
                 raise Fault(f"no {name} of this model in the checkpoint; resume with the run's own model and algorithm")
-            parameter.data.copy_(state[name])
+            parameter.data.copy_(like(state[name].to(parameter.device), parameter))
         if self.reference is not None and self.objective.reference_reset:
             for name, parameter in self.reference.named_parameters():
-                parameter.data.copy_(state[f"reference.{name}"])
+                parameter.data.copy_(like(state[f"reference.{name}"].to(parameter.device), parameter))
         self.updates_due, self.nonfinite_in_a_row = state["learner.counters"].tolist()
 
     def prepare(self, batch: TrainBatch) -> StepState:
@@ -238,16 +251,20 @@ class Learner:
         chains, total = batch.sequence_ids[rows], torch.zeros((), device=self.accelerator.device)
         shares = (state.mask[rows], chains, batch.group_ids[chains], self.max_tokens)
         state.weights[rows] = token_weights(self.objective.aggregation, *shares)
-        for micro in pack(batch, part, self.train.tokens_per_microbatch):
-            logprobs, entropy = self._forward(self.policy, batch, micro)
-            if fill_old:
-                state.old[micro.rows], state.entropy[micro.rows] = logprobs.detach(), entropy
-            loss = self._loss(state, micro.rows, logprobs)
-            self.accelerator.backward(loss)
-            total = total + loss.detach()
-            recomputes = self.train.gradient_checkpointing
-            state.tally.update(flops=training_flops(self.shape, micro.lengths, len(micro.rows), recomputes))
-        return float(total)
+        nothing = replace(state, mask=state.mask & False, weights=state.weights * 0)
+        unsynced, limit = partial(self.accelerator.no_sync, self.scorers[self.policy]), self.train.tokens_per_microbatch
+        with self.ranks.filling(rows, *((state.old, state.entropy) if fill_old else ())):
+            for micro in self.ranks.packed(batch, part, limit, unsynced):
+                logprobs, entropy = self._forward(self.policy, batch, micro)
+                if fill_old and micro.counts:
+                    state.old[micro.rows], state.entropy[micro.rows] = logprobs.detach(), entropy
+                loss = self._loss(state if micro.counts else nothing, micro.rows, logprobs)
+                self.accelerator.backward(loss * self.ranks.size)  # gradients are averaged over ranks
+                total = total + loss.detach()
+                recomputes = self.train.gradient_checkpointing
+                flops = training_flops(self.shape, micro.lengths, len(micro.rows), recomputes)
+                state.tally.update(flops=flops * micro.counts)
+        return float(self.ranks.sum(total))
 
     def _loss(self, state: StepState, rows: Tensor, logprobs: Tensor) -> Tensor:
         """One micro-batch's part of the minibatch's loss, a scalar."""
@@ -275,7 +292,7 @@ class Learner:
         A `check` means that this is the first one: its logprobs become the old ones, and the mismatch is known."""
         learns, figures = state.has_signal(part), list[float]()
         if not learns:  # AdamW's momentum would move the weights even on a zero gradient
-            state.tally.update(no_signal=int(not state.frozen))
+            state.updates.update(no_signal=int(not state.frozen))
             if self.critic is None:
                 return
         optimizers = [self.optimizer] * learns + ([self.critic.optimizer] if self.critic else [])
@@ -284,22 +301,23 @@ class Learner:
                 loss = self.accumulate(state, part, fill_old=check is not None)
                 if check is not None:
                     check(mismatch(state))
-                norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.train.max_grad_norm))
+                clip = self.accelerator.clip_grad_norm_
+                norm = float(full(clip(self.policy.parameters(), self.train.max_grad_norm)))
                 figures += loss, norm
             if self.critic is not None:
                 figures += self.critic.accumulate(state, part)
-            if all(map(math.isfinite, figures)):
+            if not self.ranks.most(not all(map(math.isfinite, figures))):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.learning_rate(self.updates_due)
                 for optimizer in optimizers:
                     optimizer.step()
-                state.tally.update({"done": 1, "grad_norm": norm} if learns else {})
+                state.updates.update({"done": 1, "grad_norm": norm} if learns else {})
                 self.nonfinite_in_a_row = 0
                 return
         finally:
             for optimizer in optimizers:
                 optimizer.zero_grad()
-        state.tally.update(nonfinite=1)
+        state.updates.update(nonfinite=1)
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= MAX_NONFINITE:
             raise Fault(
@@ -313,23 +331,26 @@ class Learner:
     ) -> None:
         """Fill in what the model says of some chains' rows: the policy's logprobs as old, the reference's as ref."""
         shape, flops = self.shape if model is self.policy else self.shape.served, 0.0
-        for micro in pack(state.batch, sequences, self.train.tokens_per_microbatch):
-            logprobs, entropy = self._forward(model, state.batch, micro, temperature)
-            if model is self.policy:
-                state.old[micro.rows], state.entropy[micro.rows] = logprobs, entropy
-            elif state.ref is not None:
-                state.ref[micro.rows] = logprobs
-            flops += forward_flops(shape, micro.lengths, len(micro.rows))
+        kept: Sequence[Any] = (state.old, state.entropy) if model is self.policy else (state.ref,)
+        with self.ranks.filling(state.batch.rows_of(sequences), *kept):
+            for micro in self.ranks.packed(state.batch, sequences, self.train.tokens_per_microbatch):
+                found = self._forward(model, state.batch, micro, temperature)
+                for vector, values in zip(kept, found, strict=False) if micro.counts else ():
+                    vector[micro.rows] = values
+                flops += micro.counts * forward_flops(shape, micro.lengths, len(micro.rows))
         state.tally.update(flops=flops)
 
     def _forward(
         self, model: PreTrainedModel, batch: TrainBatch, micro: MicroBatch, temperature: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        with self.accelerator.autocast():
-            return policy_logprobs(model, micro, batch.targets[micro.rows], temperature or self.temperature)
+        with nullcontext() if self.ranks.sharded else self.accelerator.autocast():  # fsdp2 casts by its own policy
+            scored = self.scorers[model](micro, batch.targets[micro.rows], temperature or self.temperature)
+        return cast(tuple[Tensor, Tensor], scored)
 
     def _stats(self, state: StepState, seconds: float) -> StepStats:
-        tally, batch, flops = state.tally, state.batch, float(state.tally["flops"])
+        tally, batch = self.ranks.total(state.tally), state.batch
+        tally.update(state.updates)
+        flops, ratio_max = float(tally["flops"]), self.ranks.most(state.ratio_max)
 
         def mean(name: str, by: str = "tokens") -> float:
             return float(tally[name]) / float(tally[by]) if tally[by] else math.nan
@@ -342,7 +363,7 @@ class Learner:
             "entropy": float(state.entropy[state.mask].nanmean()),
             "grad_norm": mean("grad_norm", by="done"),
             "learning_rate": self.learning_rate(self.updates_due - 1),
-            "ratio/max": state.ratio_max if "tokens" in tally else math.nan,
+            "ratio/max": ratio_max if "tokens" in tally else math.nan,
             **mismatch(state),
             **{name: mean(name) for name in tally if name.startswith("correction/")},
             **(self.critic.stats(state) if self.critic else {}),
@@ -352,7 +373,7 @@ class Learner:
             "flops/train": flops,
             "padding_waste": 0.0,  # chains are packed end to end
             "time/learn": seconds,
-            "mfu": flops / seconds / self.peak_gflops / 1e9,
+            "mfu": flops / seconds / self.peak_gflops / self.ranks.size / 1e9,
             "samples/dropped": batch.dropped,
             "groups/no_variance": batch.no_variance,
             **{f"updates/{name}": float(tally[name]) for name in ("done", "no_signal", "nonfinite")},

@@ -58,7 +58,7 @@ class Trainer:
         self.setup, self.config, self.run = setup, setup.config, run
         self.backend, self.learner, self.progress, self.stop, self.replay = backend, learner, progress, stop, replay
         self.scorer = RunScorer(pool, setup, run.audit)
-        self.source = ModuleSource(learner.policy, setup.config.model.dtype)
+        self.source = ModuleSource(learner.policy, setup.config.model.dtype, ranks=learner.ranks)
         self.version = 0  # of the learner's weights = steps done
         self.curriculum = self.drawn = Curriculum()  # as of the last step; and after the problems of the one under way
         self.saved = -1  # step of the newest checkpoint that was written, or tried
@@ -202,13 +202,14 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint the last whole step, once; nothing where the weights are on their way to the next one."""
-        if self.saved == self.version or self.whole != self._position:
+        ranks = self.learner.ranks
+        if self.saved == self.version or self.whole != self._position or (ranks.sharded and ranks.lost):
             return
         from rl.model import save_model
 
         self.saved = self.version
         self.progress.phase("saving")
-        write = partial(save_model, self.learner.policy, self.config.model.path)
+        write = partial(save_model, self.learner.policy, self.config.model.path, ranks=ranks)
         state, keep = self.learner.state_dict(), self.config.train.keep_checkpoints
         notes = {"fingerprint": self.setup.fingerprint, "curriculum": self.curriculum.dump()}
         save_checkpoint(self.run.checkpoints, self.version, write, state, notes, keep)

@@ -151,8 +151,8 @@ def logits_bytes(shapes: Shapes, tokens: int) -> float:
     return 4.0 * (2 * chunk + kept + 2 * vocab * shapes.config.hidden_size)
 
 
-def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, float]:
-    """What the learner holds at its largest, by item. `context`: tokens of the longest chain."""
+def learner_bytes(shapes: Shapes, config: Config, context: int, ranks: int = 1) -> dict[str, float]:
+    """What a rank of the learner holds at its largest, by item. `context`: tokens of the longest chain."""
     rollout, train, dtype = config.rollout, config.train, config.model.dtype
     lora, n = config.model.lora is not None, shapes.parameters
     trained, objective, c = shapes.adapters if lora else n, objective_of(config), shapes.config
@@ -163,6 +163,8 @@ def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, flo
     # A micro-batch has as many tokens as are allowed and there are, and at least one whole chain.
     tokens = max(context, min(train.tokens_per_microbatch, rollout.problems * rollout.group_size * context))
     kept = activation_bytes(shapes, tokens, dtype, lora=lora and not critic, checkpointing=train.gradient_checkpointing)
+    part = 1 if train.sharding == "none" else ranks
+    trained, n, critic = (-(-size // part) for size in (trained, n, critic))
     return {
         "learner: trained parameters in fp32": 4.0 * trained,
         "learner: their gradients": 4.0 * trained,
@@ -176,21 +178,22 @@ def learner_bytes(shapes: Shapes, config: Config, context: int) -> dict[str, flo
     }
 
 
-def place(config: Config, hardware: Hardware, context: int) -> Placement:
-    """Who runs where, whether or not it fits: the learner on GPU 0, or in this machine's memory where there is none.
+def place(config: Config, hardware: Hardware, context: int, ranks: int = 1) -> Placement:
+    """Who runs where, whether or not it fits: rank i of the learner on GPU i, or all in this machine's memory.
     `context`: tokens of the longest chain. Raises BadInput where the shapes are unknown or a GPU isn't there."""
     shapes, vllm, item = Shapes.of(config), config.sampler == "vllm", ITEM[config.model.dtype]
     token, served = kv_bytes_per_token(shapes, config.model.dtype), vllm and not config.rollout.servers
-    learner, weights = learner_bytes(shapes, config, context), float(item * shapes.parameters)
-    serving = serving_gpus(config, len(hardware.gpus)) if served else ()
+    learner, weights = learner_bytes(shapes, config, context, ranks), float(item * shapes.parameters)
+    serving = serving_gpus(config, len(hardware.gpus), ranks) if served else ()
     if not hardware.gpus:
         kv_cache = config.server.kv_cache_gb * GIB if served else 0.0
         sampler = {SERVED: weights, KV_CACHE: kv_cache} if served else {"sampler: weights": 0.0 if vllm else weights}
-        items = learner | sampler | {PUSHED: weights if vllm else 0.0}
+        items = {name: size * ranks for name, size in learner.items()} | sampler | {PUSHED: weights if vllm else 0.0}
         machine = Place("this machine's memory", hardware.memory_gb * GIB, items)
         return Placement([machine], kv_tokens=int(kv_cache // token))
     places = [Place(f"GPU {i}", gpu.memory_gb * GIB, {}) for i, gpu in enumerate(hardware.gpus)]
-    places[0].items = learner | {"learner: CUDA context": CUDA_CONTEXT}
+    for each in places[:ranks]:
+        each.items = learner | {"learner: CUDA context": CUDA_CONTEXT}
     if config.sync.backend == "nccl":  # a chunk and its parts, the embedding among them
         places[0].items[PUSHED] = 2.0 * (NCCL_CHUNK + item * shapes.config.vocab_size * shapes.config.hidden_size)
     elif vllm:
@@ -219,15 +222,18 @@ def served_rank(lora: LoraConfig | None, hardware: Hardware) -> int:
     return next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= lora.rank), 0)
 
 
-def serving_gpus(config: Config, count: int) -> tuple[int, ...]:
-    """Which GPUs serve: the learner's own (0) with rollout.colocate, else rollout.gpus (default [1]); BadInput."""
+def serving_gpus(config: Config, count: int, ranks: int = 1) -> tuple[int, ...]:
+    """Which GPUs serve: rank 0's own with rollout.colocate, else rollout.gpus (default: the first after the learner's
+    ranks); BadInput."""
     if count == 0 and not config.rollout.gpus:
         return ()
     if config.rollout.colocate:
         return (0,)
-    (gpu,) = config.rollout.gpus or [1]
-    if gpu == 0 or gpu >= count:
-        there = f"there are {count} GPUs, numbered from 0, and the learner runs on GPU 0"
+    (gpu,) = config.rollout.gpus or [ranks]
+    if gpu < ranks or gpu >= count:
+        there = f"there are {count} GPUs, numbered from 0, and the learner runs on " + " to ".join(
+            f"GPU {i}" for i in sorted({0, ranks - 1})
+        )
         fix = "name another, or set rollout.colocate=true, so that they share it"
         raise BadInput(f"rollout.gpus=[{gpu}]: {there}; {fix}")
     return (gpu,)

@@ -21,6 +21,7 @@ from rl.batch import MicroBatch
 from rl.config import LoraConfig
 from rl.flops import is_adapter
 from rl.logprobs import head_logprobs
+from rl.parallel import ONE, Ranks
 from rl.sync import ModuleSource, hf_name, write_adapter
 from rollout.prompt import load_tokenizer, read_json
 
@@ -91,7 +92,7 @@ def has_weights(path: str | Path) -> bool:
     return False
 
 
-def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: str | Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: str | Path, ranks: Ranks = ONE) -> None:
     """Write a directory that plain transformers and vLLM load: safetensors and config, and the tokenizer files and
     generation_config of the source, copied as they are. LoRA adapters are merged in and, where they train, saved
     alone in `adapter/`. Raises BadInput where the directory can't be written (disk full)."""
@@ -102,11 +103,12 @@ def save_model(model: PreTrainedModel, tokenizer_source: str | Path, directory: 
     merged = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if adapters := [p for name, p in model.named_parameters() if is_adapter(name)]:
-            if adapters[0].requires_grad:
-                (directory / ADAPTER).mkdir(exist_ok=True)
-                write_adapter(model, directory / ADAPTER)
-            source = ModuleSource(model, str(model.dtype).removeprefix("torch."))
+        adapters = [p for name, p in model.named_parameters() if is_adapter(name)]
+        source = ModuleSource(model, str(model.dtype).removeprefix("torch."), ranks=ranks)
+        if adapters and adapters[0].requires_grad:
+            (directory / ADAPTER).mkdir(exist_ok=True)
+            write_adapter(source, directory / ADAPTER)
+        if adapters or ranks.sharded:
             merged = {name: tensor.cpu() for name, tensor in source.tensors()}
         model.save_pretrained(directory, state_dict=merged)
         for pattern in COPIED_FILES:
@@ -132,6 +134,18 @@ def predictor_states(body: PreTrainedModel, micro: MicroBatch) -> Tensor:
     """What a model's body makes of the positions that predict a micro-batch's rows, [N, H]."""
     out = body(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False, varlen=micro)
     return out.last_hidden_state[0].index_select(0, micro.predictors)
+
+
+class Scorer(nn.Module):
+    """A model whose forward pass gives logprobs: what DDP and FSDP2 wrap, since they see `forward` alone."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, micro: MicroBatch, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = policy_logprobs(self.model, micro, targets, temperature)
+        return logprobs.clone(), entropy  # FSDP2 hangs its hook on the output, which a view would lose
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 HTTP and NCCL must be under way together, else both sides wait: calls are awaited here, NCCL is on a daemon thread."""
 
 import asyncio
-import contextlib
 import itertools
 import socket
 import threading
@@ -119,14 +118,13 @@ def send(source: WeightSource, group: Communicator) -> None:
     ends with the tensor that takes it beyond NCCL_CHUNK. All on the default stream, on which gathers can't deadlock."""
     stream = torch.cuda.current_stream() if torch.cuda.is_available() else None  # vLLM's default is a new one
     chunk: list[Tensor] = []
-    with contextlib.closing(checked(source)) as tensors:
-        for tensor in tensors:
-            chunk.append(tensor.reshape(-1).view(torch.uint8))
-            if sum(map(len, chunk)) > NCCL_CHUNK:
-                group.broadcast(torch.cat(chunk), 0, stream)
-                chunk.clear()
-        if chunk:
+    for tensor in checked(source):
+        chunk.append(tensor.reshape(-1).view(torch.uint8))
+        if sum(map(len, chunk)) > NCCL_CHUNK:
             group.broadcast(torch.cat(chunk), 0, stream)
+            chunk.clear()
+    if chunk:
+        group.broadcast(torch.cat(chunk), 0, stream)
     if stream is not None:
         stream.synchronize()
     if group.disabled:

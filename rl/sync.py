@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar, cast
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rewards.errors import BadInput, Fault
 from rl.flops import is_adapter
+from rl.parallel import ONE, Ranks, full
 from rollout.client import ServerControl
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class WeightSource(Protocol):
         """(HF name, dtype such as "float32", global shape) of each tensor, in the order of `tensors()`."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Gather and yield (HF name, full tensor); on several ranks a collective, in lockstep."""
+        """Gather and yield (HF name, full tensor). Rank 0 may stop anywhere: each tensor is a gathering of its own."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,25 @@ class ModuleSource:
     module: nn.Module
     dtype: str = "float32"
     part: Literal["merged", "base", "adapter"] = "merged"
+    ranks: Ranks = ONE
 
     def manifest(self) -> Manifest:
         return [(hf_name(name), self.dtype, tuple(p.shape)) for name, p in self.parameters()]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.parameters():
-            weight: Any = parameter.detach()
-            owner, adapted, _ = name.partition(".base_layer.weight")
+        for name, _ in self.parameters():
+            yield hf_name(name), self.tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """What is sent for one of the module's parameters. Where they are sharded every rank gathers it, once rank 0
+        asks: one at a time, so that a push that breaks off leaves no rank waiting."""
+        weight: Any = self.module.get_parameter(name).detach()
+        owner, adapted, _ = name.partition(".base_layer.weight")
+        with self.ranks.gathering("tensor", name, self.dtype, self.part), torch.no_grad():
             if adapted and self.part == "merged":
-                layer: Any = self.module.get_submodule(owner)
-                with torch.no_grad():  # adapters are fp32 (rl.model), hence the sum is
-                    weight = sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), weight)
-            yield hf_name(name), weight.to(getattr(torch, self.dtype))
+                layer: Any = self.module.get_submodule(owner)  # adapters are fp32 (rl.model), hence the sum is
+                weight = sum((layer.get_delta_weight(adapter) for adapter in layer.active_adapters), weight)
+            return full(weight.to(getattr(torch, self.dtype)))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is sent, or what it is made from, by the module's own names."""
@@ -74,7 +81,7 @@ class ModuleSource:
 class Push:
     """What every push does; how the bytes travel is a subclass's. push() raises Fault where a server refuses or
     mislabels the weights, ServerDown where one is dead. Whatever happens, the living servers are resumed.
-    Rank 0 iterates the source once all servers are paused, and always to its end; the other ranks `follow` it."""
+    Rank 0 iterates the source once all servers are paused."""
 
     controls: Sequence[ServerControl]
     adapter = ""  # what to sample from, if not the model itself
@@ -156,7 +163,7 @@ class AdapterPush(Push):
             draft.mkdir()
             self.locks.append(os.open(draft, os.O_RDONLY))  # ours until it is closed, or this process ends
             fcntl.flock(self.locks[-1], fcntl.LOCK_EX)
-            write_adapter(cast(ModuleSource, source).module, draft)
+            write_adapter(cast(ModuleSource, source), draft)
             draft.rename(path)
         except OSError as error:
             raise BadInput(f"sync.dir={self.directory} can't be written: {error.strerror}; choose another") from error
@@ -178,14 +185,14 @@ def clean(directory: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_adapter(module: nn.Module, directory: Path) -> None:
-    """The LoRA adapters of a module alone, as peft's own two files in a directory that exists."""
-    config: Any = copy.copy(next(iter(module.peft_config.values())))  # type: ignore[operator]
+def write_adapter(source: ModuleSource, directory: Path) -> None:
+    """The LoRA adapters of a source's module alone, as peft's own two files in a directory that exists."""
+    config: Any = copy.copy(next(iter(source.module.peft_config.values())))  # type: ignore[operator]
     config.target_modules = sorted(config.target_modules)  # a set, whose order would differ from run to run
     config.inference_mode = True  # as peft's own save_pretrained has it: who loads it, by default does not train it
     config.save_pretrained(str(directory))
     with (directory / "adapter_model.safetensors").open("wb") as file:
-        write_safetensors(file, ModuleSource(module, "float32", "adapter"))
+        write_safetensors(file, replace(source, dtype="float32", part="adapter"))
 
 
 async def start(control: ServerControl) -> None:
@@ -198,24 +205,12 @@ async def start(control: ServerControl) -> None:
         await control.start_update()
 
 
-def checked(source: WeightSource) -> Generator[Tensor, None, None]:
-    """The source's tensors, contiguous, each compared with the manifest: Fault where they differ. Closed early, it
-    gathers what is left all the same: other ranks, in lockstep, would wait in a collective for ever."""
-    stream = source.tensors()
-    try:
-        for (name, dtype, shape), (got, tensor) in zip(source.manifest(), stream, strict=True):
-            if (got, str(tensor.dtype), tuple(tensor.shape)) != (name, f"torch.{dtype}", shape):
-                raise Fault(f"the weights' manifest says {name} {dtype} {shape}, the stream {got} {tensor.dtype}")
-            yield tensor.contiguous()
-    finally:
-        for _ in stream:
-            pass
-
-
-def follow(source: WeightSource) -> None:
-    """What a rank other than 0 does in a push: gather in step with rank 0, and send nothing."""
-    for _ in source.tensors():
-        pass
+def checked(source: WeightSource) -> Iterator[Tensor]:
+    """The source's tensors, contiguous, each compared with the manifest: Fault where they differ."""
+    for (name, dtype, shape), (got, tensor) in zip(source.manifest(), source.tensors(), strict=True):
+        if (got, str(tensor.dtype), tuple(tensor.shape)) != (name, f"torch.{dtype}", shape):
+            raise Fault(f"the weights' manifest says {name} {dtype} {shape}, the stream {got} {tensor.dtype}")
+        yield tensor.contiguous()
 
 
 def hf_name(name: str) -> str:
@@ -249,7 +244,6 @@ def write_safetensors(file: IO[bytes], source: WeightSource) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the data
     file.write(len(text).to_bytes(8, "little") + text)
-    with contextlib.closing(checked(source)) as tensors:
-        for tensor in tensors:
-            file.write(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    for tensor in checked(source):
+        file.write(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     file.flush()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.errors import Fault
-from rl.batch import build_batch, flatten, pack, split_minibatches
+from rl.batch import TrainBatch, balance, build_batch, flatten, pack, split_minibatches
 from rollout.types import Chain, Group
 from tests.rl.chains import make_chain, make_group, random_groups
 
@@ -154,3 +155,48 @@ def test_parts_of_a_composed_reward_have_a_column_each() -> None:
     batch = build_batch([group], 0, parts=["right", "short"], overlong="soft", max_tokens=10)
     assert batch.parts.tolist() == [[1.0, 0.5, 0.0], [1.0, 0.0, -1.0]]
     assert build_batch([group], 0, overlong="soft", max_tokens=10).parts.tolist() == [[1.5, 0.0], [1.0, -1.0]]
+
+
+@given(st.lists(st.integers(1, 3000), max_size=60), st.integers(1, 8))
+def test_every_chain_is_in_one_share_and_shares_differ_by_one_chain_at_most(lengths: list[int], parts: int) -> None:
+    shares = balance(lengths, parts)
+    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(lengths[i] for i in share) for share in shares]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([2, 4, 8]))
+def test_natural_lengths_are_shared_within_five_percent(seed: int, parts: int) -> None:
+    """256 chains with a long tail, cut at 512: the demo's shape."""
+    rng = random.Random(seed)
+    lengths = [min(512, int(rng.lognormvariate(5, 0.8)) + 8) for _ in range(256)]
+    loads = [sum(lengths[i] for i in share) for share in balance(lengths, parts)]
+    assert (max(loads) - min(loads)) / (sum(loads) / parts) < 0.05
+
+
+@pytest.mark.parametrize("tokens", [10, 40, 1000])
+def test_ranks_pack_every_chain_once_in_as_many_micro_batches(tokens: int) -> None:
+    batch = build_batch(random_groups((5, 3)), 0)
+    ranks = [pack(batch, batch.sequences, tokens, rank, 3) for rank in range(3)]
+    assert len({len(micros) for micros in ranks}) == 1
+    rows = torch.cat([micro.rows for micros in ranks for micro in micros if micro.counts])
+    assert rows.sort().values.tolist() == list(range(len(batch.targets)))
+
+
+def test_fewer_chains_than_ranks_leave_one_that_only_keeps_step() -> None:
+    batch = flatten([make_chain([1, 2, 3, 4], 1), make_chain([5, 6], 1)], 0)
+    micros = [pack(batch, [0, 1], 100, rank, 3) for rank in range(3)]
+    assert [[(m.lengths, m.counts) for m in some] for some in micros] == [[([4], True)], [([2], True)], [([2], False)]]
+
+
+@pytest.mark.parametrize("groups", [random_groups((3, 4)), []], ids=["chains", "none"])
+def test_a_batch_arrives_at_another_rank_as_it_was(groups: list[Group]) -> None:
+    batch = build_batch(groups, 3)
+    there = TrainBatch.from_tensors(batch.to_tensors())
+    assert vars(there).keys() == vars(batch).keys()
+    for name, value in vars(batch).items():
+        other = getattr(there, name)
+        tensors = value if isinstance(value, list) and name == "token_ids" else [value]
+        for one, two in zip(tensors, other if tensors is value else [other], strict=True):
+            assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, name

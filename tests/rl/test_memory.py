@@ -271,3 +271,17 @@ def test_a_micro_batch_is_no_larger_than_a_step_and_no_smaller_than_a_chain() ->
     for context, tokens in ((100, 400), (5000, 16384), (20000, 20000)):
         wanted = activation_bytes(SMALL, tokens, "bfloat16", lora=False, checkpointing=False)
         assert learner_bytes(SMALL, few, context)[ACTIVATIONS] == wanted
+
+
+def test_ranks_have_a_card_each_the_server_the_next_and_sharded_weights_are_parts() -> None:
+    cards = replace(CARD, gpus=CARD.gpus * 3)
+    whole, parts = (
+        place(config(train={"tokens_per_microbatch": 8192, "sharding": sharding}), cards, 2048, ranks=2)
+        for sharding in ("none", "fsdp2")
+    )
+    assert whole.server_gpus == (2,)
+    assert [TRAINED in each.items for each in whole.places[:3]] == [True, True, False]
+    assert parts.places[1].items[TRAINED] == whole.places[1].items[TRAINED] / 2
+    assert parts.places[0].items[ACTIVATIONS] == whole.places[0].items[ACTIVATIONS]
+    with pytest.raises(BadInput, match=r"rollout.gpus=\[1\]: there are 3 GPUs.* on GPU 0 to GPU 1"):
+        place(config(rollout={"gpus": [1]}), cards, 2048, ranks=2)
