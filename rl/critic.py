@@ -52,6 +52,7 @@ class Critic:
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         values = ValueModel(model.base_model).train()
+        self.model: Any
         self.model, self.optimizer = ranks.ready(values, settings.learning_rate, train.weight_decay, accelerator)
         self.trained = [(f"critic.{name}", parameter, self.optimizer) for name, parameter in values.named_parameters()]
 

@@ -194,7 +194,8 @@ def test_gradient_with_checkpointing_is_the_same() -> None:
 )  # fmt: skip
 def test_explained_variance_by_hand(values: list[float], returns: list[float], want: float) -> None:
     mask = torch.ones(len(values), dtype=torch.bool)
-    state: Any = SimpleNamespace(values=torch.tensor(values), returns=torch.tensor(returns), mask=mask, tally=Counter())
+    known = {"values": torch.tensor(values), "returns": torch.tensor(returns), "mask": mask}
+    state: Any = SimpleNamespace(**known, updates=Counter())
     got = critic_of(make_learner()).stats(state)["values/explained_variance"]
     assert got == pytest.approx(want, abs=1e-6, nan_ok=True)
 
