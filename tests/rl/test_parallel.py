@@ -55,8 +55,10 @@ def test_a_checkpoint_of_any_layout_goes_on_in_any_other(two_ranks: Path, case: 
     found = ranks.resumed(ONE, CASES[case], root) if layout == "one" else load_file(file)
     for name, parameter in wanted.items():
         gap = (parameter.detach() - found[name]).abs()
-        # Adapters are fp32, and AdamW makes a whole step of a gradient that is nothing but rounding: so the mean
-        assert float(gap.max() if parameter.dtype == torch.float64 else gap.mean()) < 1e-6, name
+        # Adapters are fp32, and AdamW makes a whole step of a gradient that is nothing but rounding: so the mean, which
+        # is 1e-6 where both steps moved an element by a few 1e-2
+        gap, bound = (gap.max(), 1e-6) if parameter.dtype == torch.float64 else (gap.mean(), 1e-5)
+        assert float(gap) < bound, name
 
 
 def test_trouble_of_one_rank_is_every_ranks_and_the_next_step_works(two_ranks: Path) -> None:
