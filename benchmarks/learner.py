@@ -166,8 +166,9 @@ class Theirs:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
+        self.folder = tempfile.TemporaryDirectory()  # gone with this object
         args = GRPOConfig(
-            output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, gradient_checkpointing=False, beta=0.0,
+            output_dir=self.folder.name, use_cpu=True, bf16=False, gradient_checkpointing=False, beta=0.0,
             loss_type="grpo", epsilon=0.2, temperature=TEMPERATURE, learning_rate=RATE, weight_decay=0.0,
             max_grad_norm=1.0, per_device_train_batch_size=8, num_generations=8, report_to="none", save_strategy="no",
         )  # fmt: skip

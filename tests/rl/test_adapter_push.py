@@ -272,7 +272,7 @@ class AdapterWire(Wire):
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # it starts a server of its own
 def test_vllm_agrees_after_each_push_of_an_adapter_alone(tmp_path: Path, model_path: Path) -> None:
     asyncio.run(_serve_adapters(tmp_path, model_path))
 
