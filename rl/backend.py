@@ -60,12 +60,12 @@ class ServedBackend(Backend):
     pusher: Push
 
     def connect(self, setup: Setup, urls: list[str], key: str, sync_dir: Path) -> None:
-        timeout, sync = setup.config.rollout.request_timeout, setup.config.sync
-        self.sampler: VllmClient = VllmClient(urls, key, context=setup.context, timeout=timeout)
+        config, sync = setup.config, setup.config.sync
+        self.sampler: VllmClient = VllmClient(urls, key, context=setup.context, timeout=config.rollout.request_timeout)
         self.controls = controls = [ServerControl(url, key, sync.timeout) for url in urls]
         nccl = sync.backend == "nccl"
         self.pusher = NcclPush(controls, sync.address, sync.timeout) if nccl else FilePush(controls, sync_dir)
-        if served_rank(setup.config.model.lora, setup.hardware):
+        if served_rank(config.model.lora, setup.hardware, config.train.sharding != "none"):
             self.pusher = AdapterPush(controls, self.pusher, sync_dir)
 
     async def push(self, source: WeightSource, version: int) -> None:
@@ -213,7 +213,7 @@ def server_spec(setup: Setup, sync_dir: Path, weights: bool = False) -> ServerSp
         load_format="auto" if weights else "dummy",
         kv_cache_gb=server.kv_cache_gb, gpu_memory_utilization=share, gpus=placement.server_gpus,
         eager=server.eager, threads=server.threads, fp32_head=server.fp32_head and config.model.dtype == "bfloat16",
-        lora_rank=served_rank(config.model.lora, setup.hardware),
+        lora_rank=served_rank(config.model.lora, setup.hardware, config.train.sharding != "none"),
     )  # fmt: skip
 
 

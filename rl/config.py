@@ -237,6 +237,8 @@ class Config(Section):
         far = [url for url in rollout.servers if "//127.0.0.1:" not in url and "//localhost:" not in url]
         if self.sync.backend == "nccl" and far and self.sync.address == "127.0.0.1":
             raise ValueError(f"rollout.servers={far} can't reach sync.address=127.0.0.1; give this machine's address")
+        if self.model.lora and self.model.lora.push == "adapter" and self.train.sharding != "none":
+            raise ValueError("model.lora.push=adapter: sharded weights are pushed merged; leave it at auto")
         if nodes not in (None, 1):
             raise ValueError(f"hardware.nodes={nodes}: one machine so far; name servers elsewhere in rollout.servers")
         return self

@@ -206,7 +206,7 @@ def place(config: Config, hardware: Hardware, context: int, ranks: int = 1) -> P
     # vLLM's defaults: at most 8192 tokens in an engine step, 256 sequences decoded together
     step = 8192 * item * (3 * c.intermediate_size + 4 * c.hidden_size) + 3.0 * 4 * 256 * c.vocab_size
     own = {SERVED: weights, "server: CUDA context, activations, logits": CUDA_CONTEXT + step}
-    if (lora := config.model.lora) and (rank := served_rank(lora, hardware)):
+    if (lora := config.model.lora) and (rank := served_rank(lora, hardware, config.train.sharding != "none")):
         own["server: room for two adapters"] = 2.0 * item * shapes.adapters * rank / lora.rank
     room = max(0.0, share * gpu.capacity - sum(own.values()))
     gpu.items |= own | {KV_CACHE: max(room, float(token * context))}  # a chain of full length must fit
@@ -215,9 +215,10 @@ def place(config: Config, hardware: Hardware, context: int, ranks: int = 1) -> P
     return Placement(places, serving, share, int(room // token))
 
 
-def served_rank(lora: LoraConfig | None, hardware: Hardware) -> int:
-    """The --max-lora-rank of servers that take adapters alone; 0 where they are merged, as is what no server takes."""
-    if lora is None or lora.push == "merged" or (lora.push == "auto" and not hardware.gpus):
+def served_rank(lora: LoraConfig | None, hardware: Hardware, sharded: bool = False) -> int:
+    """The --max-lora-rank of servers that take adapters alone; 0 where they are merged, as is what no server takes, and
+    what is sharded: all ranks must gather the same."""
+    if lora is None or lora.push == "merged" or sharded or (lora.push == "auto" and not hardware.gpus):
         return 0
     return next((r for r in (1, 8, 16, 32, 64, 128, 256, 320, 512) if r >= lora.rank), 0)
 
