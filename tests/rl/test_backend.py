@@ -64,7 +64,8 @@ async def test_a_refusal_by_a_server_without_an_engine_is_its_end(health: Except
 def setup(lora: LoraConfig | None = None, **sync: Any) -> Any:
     rollout = SimpleNamespace(request_timeout=1.0)
     model, hardware = SimpleNamespace(lora=lora), Hardware(2, 24.0)
-    config = SimpleNamespace(sync=SyncConfig(**sync), rollout=rollout, model=model)
+    train = SimpleNamespace(sharding="none")
+    config = SimpleNamespace(sync=SyncConfig(**sync), rollout=rollout, model=model, train=train)
     return SimpleNamespace(config=config, context=64, hardware=hardware)
 
 
