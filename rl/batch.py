@@ -102,7 +102,8 @@ def build_batch(
                 late = soft_overlong(chain.sampled_count, max_tokens, max_tokens // 5) if overlong == "soft" else 0.0
                 shares = [score.parts.get(name, 0.0) for name in parts] or [score.value]
                 found.append((chain, group_id, [score.value + late, *shares, *([late] if overlong == "soft" else [])]))
-        same = len(found) > 1 and float(torch.tensor([v[0] for *_, v in found], dtype=torch.float64).std()) < MIN_STD
+        scores = torch.tensor([c.score.value for c, *_ in found if c.score], dtype=torch.float64)
+        same = len(found) > 1 and float(scores.std()) < MIN_STD  # before any punishment, as rl.metrics.alike
         flat += same
         if len(found) < company:
             dropped += len(found)

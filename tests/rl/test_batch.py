@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rewards.errors import Fault
 from rl.batch import TrainBatch, balance, build_batch, flatten, pack, split_minibatches
+from rl.metrics import alike
 from rollout.types import Chain, Group
 from tests.rl.chains import make_chain, make_group, random_groups
 
@@ -131,15 +132,12 @@ def test_overlong_chains_are_punished_softly_or_left_out() -> None:
 
 
 def test_groups_without_variance_go_where_that_is_wanted() -> None:
-    """0.1 + 0.2 is 0.3 here. Soft punishment can bring variance into a group of equal scores."""
+    """0.1 + 0.2 is 0.3 here. Soft punishment brings no variance into a group of equal scores."""
     mixed, flat = ([make_chain([1, 2], 1, value=v) for v in values] for values in ((0.0, 1.0), (0.1 + 0.2, 0.3)))
     groups = [make_group(mixed), make_group(flat)]
     for rule, want in (("keep", [0.0, 1.0, 0.1 + 0.2, 0.3]), ("drop", [0.0, 1.0]), ("replace", [0.0, 1.0])):
         batch = build_batch(groups, 0, no_variance=rule)
         assert (batch.rewards.tolist(), batch.no_variance, batch.dropped) == (want, 1, 0)
-    late = make_group([make_chain([1, *range(2, 2 + n)], 1, value=1.0) for n in (3, 10)])
-    assert rewards_of([late], no_variance="drop") == []
-    assert rewards_of([late], no_variance="drop", overlong="soft", max_tokens=10) == [1.0, 0.0]
 
 
 def test_parts_of_a_composed_reward_have_a_column_each() -> None:
@@ -200,3 +198,12 @@ def test_a_batch_arrives_at_another_rank_as_it_was(groups: list[Group]) -> None:
         tensors = value if isinstance(value, list) and name == "token_ids" else [value]
         for one, two in zip(tensors, other if tensors is value else [other], strict=True):
             assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, name
+
+
+def test_a_soft_punishment_gives_no_variance_to_equal_scores() -> None:
+    """DAPO replaces groups by their answers alone (eq. 11): what the loop replaces, the batch must drop."""
+    group = make_group([make_chain([1, *[2] * 10], 1, value=1.0), make_chain([1, 2], 1, value=1.0)])
+    assert alike(group)
+    batch = build_batch([group], 0, no_variance="replace", overlong="soft", max_tokens=10)
+    assert (batch.no_variance, len(batch.targets)) == (1, 0)
+    assert build_batch([group], 0, overlong="soft", max_tokens=10).rewards.tolist() == [0.0, 1.0]
