@@ -19,7 +19,8 @@ from rollout.server.process import ServerProcess, free_port
 from tests.models import tiny_model
 
 os.environ.setdefault(SPIN_VARIABLE, SPIN_COUNT)  # before any test loads torch
-hypothesis.settings.register_profile("ponder", deadline=None)  # machines are shared: no test is timed
+# Machines are shared: no test is timed. And one commit's tests say the same each time.
+hypothesis.settings.register_profile("ponder", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ponder")
 
 
