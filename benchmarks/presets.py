@@ -33,7 +33,10 @@ from rl.rundir import versions, write_json
 
 PRESETS = Path("rl/presets.yaml")
 MARGIN = 0.10  # how much lower PPO's mean accuracy may be than GRPO's
-PPO = ["critic.learning_rate=1e-3"]
+OWN = {  # what a preset needs beside its name; all others share the file's settings
+    "ppo": ["critic.learning_rate=1e-3"],
+    "rloo": ["train.learning_rate=1e-4"],  # sums over tokens, without a ratio: at 3e-4 chains grow into the cap
+}
 
 
 def options() -> argparse.Namespace:
@@ -73,7 +76,7 @@ def train(name: str, seed: int, url: str, given: argparse.Namespace) -> Path:
     run = given.runs / f"{name.replace('+', 'p')}-{seed}"
     compared = name in given.compare.split(",") and not given.quick
     settings = [f"algorithm={name}", f"seed={seed}", f"run.name={run.name}", f"run.dir={given.runs}"]
-    settings += [f'rollout.servers=["{url}"]', f"eval.every={1000 if compared else 0}", *(PPO if name == "ppo" else [])]
+    settings += [f'rollout.servers=["{url}"]', f"eval.every={1000 if compared else 0}", *OWN.get(name, [])]
     settings += ["train.steps=3"] if given.quick else []
     if not (run / "summary.json").exists():
         start = time.monotonic()
@@ -137,7 +140,8 @@ def draw(runs: dict[str, Path], path: Path) -> None:
 def table(found: dict[str, list[dict[str, Any]]], command: str) -> str:
     lines = ["# Presets on the demo's task", "",
              f"`{command}`, seed 0: `configs/presets.yaml`, 12 problems x 8 chains a step.",
-             "Reward of a step: the share of right answers, before anything that a preset takes off.", "",
+             "Reward of a step: the share of right answers, before anything that a preset takes off.",
+             "Settings of their own: " + "; ".join(f"{name} {' '.join(own)}" for name, own in OWN.items()) + ".", "",
              "| preset | reward, first 5 steps | last 5 | least entropy | skipped steps | tokens | holds |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, rows in found.items():
