@@ -59,7 +59,7 @@ def started(arguments: list[str], size: int, home: Path, **env: str) -> Iterator
             process.wait()
 
 
-def finish(ranks: list[subprocess.Popen[str]], home: Path, patience: float = 110) -> tuple[list[int], list[str]]:
+def finish(ranks: list[subprocess.Popen[str]], home: Path, patience: float = 280) -> tuple[list[int], list[str]]:
     """Exit codes and outputs, once all have ended."""
     deadline = time.monotonic() + patience
     try:
