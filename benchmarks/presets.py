@@ -124,7 +124,7 @@ def draw(runs: dict[str, Path], path: Path) -> None:
     for name, run in runs.items():
         rows = read_metrics(run / "metrics.jsonl")
         curves[name] = [row["total/tokens/generated"] / 1000 for row in rows], [row["reward/mean"] for row in rows]
-    for axis, (name, curve) in zip(grid, curves.items(), strict=False):
+    for (name, curve), axis in zip(curves.items(), grid, strict=False):
         axis.plot(*curves.get("grpo", curve), color="#888888", linewidth=1)
         axis.plot(*curve, color="#0072B2", linewidth=1.6)
         axis.set_title(name, fontsize=9)
@@ -161,12 +161,10 @@ def table(found: dict[str, list[dict[str, Any]]], command: str) -> str:
 
 
 def keep(runs: dict[str, list[Path]], out: Path) -> None:
-    """What is committed: each run's metrics and summary."""
-    for paths in runs.values():
-        for run in paths:
-            (out / run.name).mkdir(parents=True, exist_ok=True)
-            for file in ("metrics.jsonl", "summary.json"):
-                shutil.copy(run / file, out / run.name / file)
+    """What is committed: each run's metrics."""
+    for run in (run for paths in runs.values() for run in paths):
+        (out / run.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / "metrics.jsonl", out / run.name)
 
 
 def main() -> None:
