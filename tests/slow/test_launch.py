@@ -29,10 +29,11 @@ def test_launchers_of_one_process(house: Household, launcher: list[str]) -> None
     assert_whole(house.run("run"), 2)
 
 
-def test_a_world_of_several_processes_is_refused(house: Household) -> None:
-    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+def test_a_world_of_several_machines_is_refused(house: Household) -> None:
+    env = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    env["LOCAL_WORLD_SIZE"] = "2"
     command = house.start(str(PYTHON), "-m", "rl.train", *SMALL, *house.places("run"), env=env)
-    assert len(command.ends(2, "WORLD_SIZE=2").splitlines()) == 1
+    assert len(command.ends(2, "2 of 4 ranks").splitlines()) == 1
 
 
 def test_a_server_that_cannot_start_is_refused_before_anything_changes(house: Household) -> None:
